@@ -1,0 +1,1 @@
+"""Hydra choices (the meaning lives in harness.config)."""

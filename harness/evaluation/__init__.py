@@ -1,0 +1,1 @@
+"""Benchmarks through lmms-eval: adapter, tasks, validation, rescoring."""

@@ -1,0 +1,1 @@
+"""Hydra launcher plug-in."""

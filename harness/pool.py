@@ -1,0 +1,132 @@
+"""A pool: the samples selection chooses from, model-free, memory-mapped, identified by its digest.
+
+A pool is a directory: `pool.json` (name, n, digest, where images are), `meta.parquet` (one row a sample,
+numbers only, what selectors read), `text.arrow` (memory-mapped uid, source, conversations, image keys),
+`images.arrow` (where the images are kept inside) and `rejects.parquet` (records left out, with the reason).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from harness.errors import HarnessError
+
+FORMAT = 1
+IMAGE_TOKEN = "<image>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One sample of a pool as its text says it; images are named, not loaded."""
+
+    uid: str
+    source: str
+    conversations: tuple[tuple[str, str], ...]
+    """(`human` or `gpt`, text) in order."""
+    images: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=8)
+def _mapped(path: str) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+
+
+@functools.lru_cache(maxsize=4)
+def _image_index(path: str) -> dict[str, int]:
+    return {key: i for i, key in enumerate(_mapped(path).column("key").to_pylist())}
+
+
+@functools.lru_cache(maxsize=64)
+def _meta_column(path: str, column: str) -> npt.NDArray[Any]:
+    values = pq.read_table(path, columns=[column]).column(column).to_numpy()
+    values.setflags(write=False)
+    return np.asarray(values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """An opened pool; cheap to make, safe to pickle, reads through memory maps."""
+
+    path: str
+    name: str
+    digest: str
+    n: int
+    columns: tuple[str, ...]
+    image_root: str = ""
+    """Folder the image keys are relative to; empty where the pool keeps its images itself."""
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """One column of `meta.parquet` in pool order, shape (n,), read-only."""
+        if name not in self.columns:
+            raise KeyError(f"pool {self.name} has no column '{name}'; it has {', '.join(self.columns)}")
+        return _meta_column(str(Path(self.path) / "meta.parquet"), name)
+
+    def record(self, position: int) -> Record:
+        """The sample at a position in [0, n)."""
+        row = self._text.slice(position, 1).to_pylist()[0]
+        turns = tuple((t["from"], t["value"]) for t in row["conversations"])
+        return Record(uid=row["uid"], source=row["source"], conversations=turns, images=tuple(row["images"]))
+
+    def uids(self) -> list[str]:
+        """All uids in pool order (each a str: prefer `uid_hash64` for work over whole pools)."""
+        return list(self._text.column("uid").to_pylist())
+
+    def sources(self) -> npt.NDArray[np.str_]:
+        """The source of every sample in pool order."""
+        return np.asarray(self._text.column("source").to_pylist(), dtype=np.str_)
+
+    def image_bytes(self, key: str) -> bytes:
+        """The encoded bytes of one image of this pool."""
+        if self.image_root:
+            return (Path(self.image_root) / key).read_bytes()
+        arrow = str(Path(self.path) / "images.arrow")
+        return bytes(_mapped(arrow).column("data")[_image_index(arrow)[key]].as_buffer())
+
+    def image(self, key: str) -> Any:
+        """One image of this pool as PIL RGB, without EXIF rotation (as training sees it)."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.image_bytes(key))).convert("RGB")
+
+    @property
+    def _text(self) -> pa.Table:
+        return _mapped(str(Path(self.path) / "text.arrow"))
+
+
+def open_pool(path: str | Path) -> Pool:
+    """Open a pool directory.
+
+    Raises HarnessError where there is none, or one of a format this version does not read.
+    """
+    root = Path(path)
+    head_file = root / "pool.json"
+    if not head_file.is_file():
+        raise HarnessError(
+            f"there is no pool at {root}: it has no pool.json. Make one with "
+            f"'sievebench pool import llava-json FILE --images DIR --out {root}'."
+        )
+    head = json.loads(head_file.read_text())
+    if head.get("format") != FORMAT:
+        raise HarnessError(
+            f"pool {root} has format {head.get('format')}, this version reads {FORMAT}: import it again."
+        )
+    columns = tuple(pq.read_schema(root / "meta.parquet").names)
+    return Pool(
+        path=str(root.resolve()),
+        name=head["name"],
+        digest=head["digest"],
+        n=head["n"],
+        columns=columns,
+        image_root=head["image_root"],
+    )

@@ -1,0 +1,1 @@
+"""LLaVA-OneVision supervised fine-tuning with an exact, resumable plan."""

@@ -1,0 +1,1 @@
+"""Summaries, statistics, tables and pages over tidy rows."""

@@ -1,0 +1,1 @@
+"""Feature passes shared by the selection methods."""
