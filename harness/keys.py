@@ -70,9 +70,7 @@ def digest(value: Any) -> str:
 
 def stage_key(stage: Stage) -> str:
     """The full key of a stage: sha256 over kind, version, params and the keys of its inputs."""
-    return digest(
-        {"kind": stage.kind, "version": stage.version, "params": stage.params, "inputs": stage.inputs}
-    )
+    return digest({"kind": stage.kind, "version": stage.version, "params": stage.params, "inputs": stage.inputs})
 
 
 def short(key: str) -> str:

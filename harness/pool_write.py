@@ -192,9 +192,7 @@ class PoolWriter:
         self._sinks = [
             pa.ipc.new_file(str(self._tmp / "text.arrow"), TEXT_SCHEMA),
             pq.ParquetWriter(str(self._tmp / "meta.parquet"), META_SCHEMA),
-            pa.ipc.new_file(str(self._tmp / "images.arrow"), IMAGE_SCHEMA)
-            if self.image_root is None
-            else None,
+            pa.ipc.new_file(str(self._tmp / "images.arrow"), IMAGE_SCHEMA) if self.image_root is None else None,
         ]
         return self
 
@@ -291,9 +289,7 @@ class PoolWriter:
         if self._n == 0:
             top = ", ".join(f"{k} ({v})" for k, v in self.rejects.most_common(3)) or "the input was empty"
             raise HarnessError(f"no usable record for pool {self.path}: {top}.")
-        pq.write_table(
-            pa.Table.from_pylist(self._rejected, schema=REJECT_SCHEMA), self._tmp / "rejects.parquet"
-        )
+        pq.write_table(pa.Table.from_pylist(self._rejected, schema=REJECT_SCHEMA), self._tmp / "rejects.parquet")
         head = {
             "format": FORMAT,
             "name": self.name,
