@@ -92,14 +92,17 @@ class SelectorSpec:
     distribution: str
     version: int
     config: Mapping[str, Json] = field(default_factory=dict)
+    path: str = field(default="", metadata=NOT_IN_KEY)
+    """The file a selector that is not installed came from; its digest stands in `distribution`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassRef:
     """A feature pass that a selector needs: which one, on which model, with which settings.
 
-    `model` is an alias the planner resolves: `mid` is the backbone before SFT; a path or hub id names a model
-    of its own; empty means that the pass needs none.
+    `model` is an alias the planner resolves: `mid` is the backbone before SFT, `warm` the backbone after SFT
+    on a small random subset (a train stage of its own), `world` the small encoder that comes with miniworld's
+    pool; anything else is a path or hub id; empty means that the pass needs none.
     """
 
     name: str

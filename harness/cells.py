@@ -1,0 +1,103 @@
+"""A cell: one experiment, and the canonical form in which two spellings of the same one are equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from harness.benchmarks import Suite
+from harness.keys import digest
+from harness.pool import Pool
+from harness.registry import selector_spec
+from harness.types import Backbone, Budget, SelectorSpec, TrainSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSettings:
+    """How checkpoints are evaluated; all of it is part of a result's identity."""
+
+    batch_size: int = 8
+    dtype: str = "float32"
+    backend: str = "hf"
+    attention: str = "sdpa"
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """(pool, selector, budget, backbone, recipe, suite, seed): what one row of a result is a run of."""
+
+    pool: Pool
+    selector: SelectorSpec
+    budget: Budget
+    backbone: Backbone
+    recipe: TrainSpec
+    suite: Suite
+    evaluation: EvalSettings = field(default_factory=EvalSettings)
+    seed: int = 0
+    baseline: bool = False
+    """Added by the harness rather than asked for."""
+
+    @property
+    def label(self) -> str:
+        """`clip_score/5%/tiny/s0`; settings that differ from the defaults follow the selector's name."""
+        return f"{self.method}/{self.budget.label}/{self.backbone.name}/s{self.seed}"
+
+    @property
+    def method(self) -> str:
+        """The selector with those of its settings that are not the default, as tables name it."""
+        default = selector_spec(self.selector.name, {}).config
+        changed = {k: v for k, v in self.selector.config.items() if v != default[k]}
+        if not changed:
+            return self.selector.name
+        inner = ",".join(f"{k}={v}" for k, v in sorted(changed.items()))
+        return f"{self.selector.name}({inner})"
+
+
+def cell_key(cell: Cell) -> str:
+    """What the cell means, as a digest; who asked for it does not count."""
+    return digest(
+        {
+            "pool": cell.pool.digest,
+            "selector": cell.selector,
+            "budget": cell.budget,
+            "backbone": cell.backbone,
+            "recipe": cell.recipe,
+            "suite": cell.suite,
+            "evaluation": cell.evaluation,
+            "seed": cell.seed,
+        }
+    )
+
+
+def canonical_cell(cell: Cell) -> Cell:
+    """The one form of a cell: the whole pool is selector `full` whatever was asked to choose it."""
+    full_size = cell.budget.count == cell.pool.n
+    if cell.budget.is_full or full_size or cell.selector.name == "full":
+        return replace(cell, selector=selector_spec("full", {}), budget=Budget(fraction=Fraction(1)))
+    cell.budget.size(cell.pool.n)  # a budget that keeps nothing is refused here, not in the middle of a sweep
+    return cell
+
+
+def with_baselines(cells: list[Cell], *, full_trials: int, random_trials: int) -> list[Cell]:
+    """The cells asked for, deduplicated, plus the runs they are to be compared with.
+
+    For every (pool, backbone, recipe, suite) asked for: full-data runs of seeds 0..full_trials-1, and for every
+    budget random runs of seeds 0..random_trials-1.
+    """
+    asked = _unique([canonical_cell(c) for c in cells])
+    extra: list[Cell] = []
+    for cell in asked:
+        full = canonical_cell(replace(cell, selector=selector_spec("full", {}), baseline=True))
+        extra += [replace(full, seed=i) for i in range(full_trials)]
+        if not cell.budget.is_full:
+            random = replace(cell, selector=selector_spec("random", {}), baseline=True)
+            extra += [replace(random, seed=i) for i in range(random_trials)]
+    return _unique([*asked, *extra])
+
+
+def _unique(cells: list[Cell]) -> list[Cell]:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        seen.setdefault(cell_key(cell), cell)
+    return list(seen.values())

@@ -1,0 +1,53 @@
+"""Where a result came from: code, packages, machine."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from harness.types import Json
+
+PACKAGES = ("torch", "transformers", "deepspeed", "lmms-eval", "numpy", "sievebench")
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that can change a number."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def code_revision() -> dict[str, Json]:
+    """Commit of the checkout this code runs from, and whether it was changed; empty outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        sha = _git(here, "rev-parse", "HEAD")
+        return {"commit": sha, "dirty": bool(_git(here, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _git(folder: Path, *args: str) -> str:
+    done = subprocess.run(["git", *args], cwd=folder, check=True, capture_output=True, text=True, timeout=10)
+    return done.stdout.strip()
+
+
+def provenance() -> dict[str, Json]:
+    """Everything of this kind, for a manifest."""
+    return {
+        "code": code_revision(),
+        "packages": dict(package_versions()),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.node(),
+    }
