@@ -38,7 +38,8 @@ class Group:
     @property
     def complete(self) -> npt.NDArray[np.bool_]:
         """(runs,) true where a run has every benchmark of the suite."""
-        return np.isfinite(self.values.sum(axis=1))
+        complete: npt.NDArray[np.bool_] = np.isfinite(self.values.sum(axis=1))
+        return complete
 
     @property
     def n_trials(self) -> int:
