@@ -1,0 +1,118 @@
+"""`sievebench VERB …`: thin wrappers on public functions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness import main as entry
+from harness.errors import HarnessError
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status. User errors are one sentence on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in ("run", "plan"):
+        extra = ["dry_run=true"] if given[0] == "plan" else []
+        return entry.main([*given[1:], *extra])
+    options = _parser().parse_args(given)
+    handler: Handler = options.handler
+    try:
+        return handler(options)
+    except HarnessError as e:
+        print(f"sievebench: {e}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sievebench", description="Does a data selector really beat random?")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("run", help="run a cell or, with -m, a sweep (arguments as for python -m harness)")
+    verbs.add_parser("plan", help="show what run would do")
+    _store_verb(verbs, "status", "what is done, running and failed", _status, "sweep")
+    _store_verb(verbs, "explain", "what a stage means, needs and has cost", _explain, "stage")
+    report = _store_verb(verbs, "report", "the tables of a sweep, or of a paper", _report, "sweep")
+    report.add_argument("--published", metavar="PAPER", help="mmssr or datatailor: from its printed raw scores")
+    report.add_argument("--format", choices=("terminal", "md", "tex", "csv", "html"), default="terminal")
+    report.add_argument("--out", type=Path, help="folder to write the report into")
+    _pool_verbs(verbs)
+    return parser
+
+
+def _store_verb(verbs: object, name: str, text: str, handler: Handler, target: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text)  # type: ignore[attr-defined]
+    verb.add_argument(target, nargs="?", default="", help=f"{target} name (label or key prefix)")
+    verb.add_argument("--store", type=Path, default=Path("runs"))
+    verb.set_defaults(handler=handler)
+    return verb
+
+
+def _pool_verbs(verbs: object) -> None:
+    pool: argparse.ArgumentParser = verbs.add_parser("pool", help="make pools")  # type: ignore[attr-defined]
+    actions = pool.add_subparsers(dest="action", required=True, metavar="ACTION")
+    imported = actions.add_parser("import", help="make a pool of existing data")
+    imported.add_argument("format", choices=("llava-json",))
+    imported.add_argument("file", type=Path)
+    imported.add_argument("--images", type=Path, required=True, help="folder the image paths are relative to")
+    imported.add_argument("--out", type=Path, required=True, help="folder of the new pool")
+    imported.add_argument("--name", default="", help="name of the pool; that of the folder where left out")
+    imported.add_argument("--strict", action="store_true", help="a record that cannot be used is an error")
+    imported.set_defaults(handler=_import)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from harness.console import make_console
+    from harness.pool_import import import_llava_json
+
+    console = make_console()
+    columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("import", total=None)
+        report = import_llava_json(
+            options.file,
+            options.images,
+            options.out,
+            name=options.name,
+            strict=options.strict,
+            progress=lambda n: bar.update(task, completed=n),
+        )
+    console.print(
+        f"{report.pool.path}: {report.pool.n} of {report.seen} records, digest {report.pool.digest[:12]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for reason, n in sorted(report.rejects.items()):
+        console.print(f"  set aside: {n} {reason} (see rejects.parquet)", highlight=False)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from harness.console import make_console
+    from harness.explain import show_status
+
+    return show_status(options.store, options.sweep, make_console())
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from harness.console import make_console
+    from harness.explain import show_stage
+
+    return show_stage(options.store, options.stage, make_console())
+
+
+def _report(options: argparse.Namespace) -> int:
+    from harness.console import make_console
+    from harness.reporting import only_sweep, print_published, print_report
+    from harness.store import Store
+
+    console = make_console()
+    if options.published:
+        return print_published(options.published, options.format, console)
+    store = Store(options.store)
+    return print_report(store, options.sweep or only_sweep(store), options.format, options.out, console)

@@ -1,0 +1,110 @@
+"""Looking into a store: status of a sweep, and everything about one stage."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from harness.errors import HarnessError
+from harness.files import read_json
+from harness.store import StageDir, Store
+
+ORDER = ("done", "running", "failed", "interrupted", "missing")
+
+
+def show_status(root: Path, name: str, console: Console) -> int:
+    """Print stages by kind and status, and every failure with the last lines of its log.
+
+    Of one sweep, or of all sweeps of the store where `name` is empty. Returns 1 where something failed.
+    """
+    store = Store(root)
+    names = [name] if name else store.sweeps()
+    if not names:
+        raise HarnessError(f"store {root} has no sweeps yet: 'sievebench run' makes one.")
+    failed = 0
+    for sweep in names:
+        stages = _stages(store, sweep)
+        console.print(Text(f"{sweep}: {len(stages)} stages", style="bold"))
+        console.print(_counts(stages))
+        for label, directory in stages.items():
+            if directory.status() in ("failed", "interrupted"):
+                failed += directory.status() == "failed"
+                _show_failure(label, directory, console)
+        for directory in stages.values():
+            for conflict in directory.conflicts():
+                console.print(Text(f"recomputed with another result: {conflict}", style="yellow"))
+    return 1 if failed else 0
+
+
+def _stages(store: Store, sweep: str) -> dict[str, StageDir]:
+    cells = store.sweep(sweep)["cells"]
+    return {s["label"]: store.by_key(s["kind"], s["key"]) for cell in cells for s in cell["stages"]}
+
+
+def _counts(stages: dict[str, StageDir]) -> RichTable:
+    found: Counter[tuple[str, str]] = Counter((d.path.parent.name, d.status()) for d in stages.values())
+    table = RichTable(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("stage", *ORDER):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for kind in dict.fromkeys(kind for kind, _ in found):
+        table.add_row(kind, *(str(found[(kind, status)] or "") for status in ORDER))
+    return table
+
+
+def _show_failure(label: str, directory: StageDir, console: Console) -> None:
+    last = directory.attempts()[-1]
+    message = last.message or "its process was ended"
+    console.print(Text(f"{directory.status()}: {label}: {message}", style="red"))
+    if last.kind != "user":
+        for line in last.log_tail.splitlines()[-6:]:
+            console.print(Text(f"    {line}", style="dim"))
+    console.print(Text(f"    log: {directory.log}", style="dim"))
+
+
+def show_stage(root: Path, name: str, console: Console) -> int:
+    """Print what a stage means, what it needs, how it went and where it lies.
+
+    Raises HarnessError unless exactly one stage has that label or key prefix.
+    """
+    directory, spec = _find(Store(root), name)
+    status = directory.status()
+    console.print(Text(f"{spec['label']}  ({spec['kind']}, {status})", style="bold"))
+    console.print(f"key     {directory.key}", highlight=False)
+    console.print(f"folder  {directory.path}", highlight=False, soft_wrap=True)
+    for label, key in sorted(spec["inputs"].items()):
+        console.print(f"needs   {label} = {key[:12]}", highlight=False)
+    console.print("means   " + json.dumps(spec["params"], indent=1, sort_keys=True), markup=False)
+    for attempt in directory.attempts():
+        cost = attempt.cost
+        console.print(
+            f"attempt {attempt.number}: {attempt.outcome} {attempt.kind} {attempt.message}, "
+            f"{cost.wall_s:.1f} s wall, {cost.cpu_s:.1f} s CPU, {cost.gpu_s:.1f} s GPU",
+            markup=False,
+            highlight=False,
+        )
+    manifest = directory.manifest()
+    if manifest is not None:
+        console.print("result  " + json.dumps(dict(manifest.facts), sort_keys=True), markup=False)
+        for file, digest in sorted(manifest.outputs.items()):
+            console.print(f"output  {file}  {digest[:12]}", highlight=False)
+    return 0
+
+
+def _find(store: Store, name: str) -> tuple[StageDir, dict[str, Any]]:
+    hits = []
+    for directory in store.stages():
+        spec = read_json(directory.path / "spec.json")
+        if spec and (spec["label"] == name or (len(name) >= 4 and directory.key.startswith(name))):
+            hits.append((directory, spec))
+    if len(hits) == 1:
+        return hits[0]
+    if not hits:
+        raise HarnessError(f"store {store.root} has no stage '{name}': give a label or 4 digits of a key.")
+    found = ", ".join(f"{spec['kind']} {d.key[:12]}" for d, spec in hits[:6])
+    raise HarnessError(f"'{name}' names {len(hits)} stages ({found}): give a key instead.")

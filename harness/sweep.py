@@ -1,0 +1,137 @@
+"""A sweep from beginning to end: cells, baselines, plan, run. Everything a user interface needs to call."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.cells import Cell, with_baselines
+from harness.config import RunSettings
+from harness.executors import LocalExecutor, local_slots, visible_gpus
+from harness.keys import digest, plain
+from harness.plan import CellPlan, Plan, make_plan
+from harness.schedule import RunResult, Scheduler, Watcher
+from harness.store import Store
+
+KIND_ORDER = ("features", "score", "select", "train", "evaluate", "judge")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A planned sweep."""
+
+    name: str
+    plan: Plan
+    store: Store
+    settings: RunSettings
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindCount:
+    """How much of one kind of stage a plan has, and what is left of it."""
+
+    kind: str
+    total: int
+    done: int
+    seconds: float | None
+    """Estimate for what is left, from finished stages of this store; None where there is nothing to go by."""
+
+
+def plan_sweep(cells: Sequence[Cell], settings: RunSettings, command: str, *, baselines: bool) -> Sweep:
+    """Canonicalise, deduplicate, add baselines where asked for, and write down what the sweep is.
+
+    Raises HarnessError where the store cannot be written.
+    """
+    store = Store(settings.store).create()
+    if baselines:
+        wanted = with_baselines(
+            list(cells), full_trials=settings.full_trials, random_trials=settings.random_trials
+        )
+    else:
+        wanted = with_baselines(list(cells), full_trials=0, random_trials=0)
+    plan = make_plan(wanted)
+    name = settings.name or f"sweep-{digest([c.key for c in plan.cells])[:8]}"
+    sweep = Sweep(name=name, plan=plan, store=store, settings=settings, command=command)
+    store.write_sweep(name, sweep_json(sweep))
+    return sweep
+
+
+def sweep_json(sweep: Sweep) -> dict[str, Any]:
+    """What a sweep asked for, enough to report it without planning again."""
+    suites = {digest(c.cell.suite): plain(c.cell.suite) for c in sweep.plan.cells}
+    return {
+        "name": sweep.name,
+        "command": sweep.command,
+        "suites": list(suites.values()),
+        "cells": [_cell_json(sweep.plan, c) for c in sweep.plan.cells],
+    }
+
+
+def _cell_json(plan: Plan, planned: CellPlan) -> dict[str, Any]:
+    cell = planned.cell
+    size = cell.budget.size(cell.pool.n)
+    return {
+        "key": planned.key,
+        "label": cell.label,
+        "method": cell.method,
+        "budget": cell.budget.label,
+        "budget_fraction": float(cell.budget.fraction) if cell.budget.fraction else size / cell.pool.n,
+        "n_selected": size,
+        "backbone": cell.backbone.name,
+        "seed": cell.seed,
+        "baseline": cell.baseline,
+        "pool": cell.pool.digest,
+        "command": cell_command(cell),
+        "select": planned.select,
+        "train": planned.train,
+        "scores": dict(planned.scores),
+        "stages": [{"key": k, "kind": plan.stages[k].kind, "label": plan.stages[k].label} for k in planned.stages],
+    }
+
+
+def cell_command(cell: Cell) -> str:
+    """The command that runs this cell alone, against the same store defaults."""
+    parts = [f"selector={cell.selector.name}", f"backbone={cell.backbone.name}", f"suite={cell.suite.name}"]
+    parts += [] if cell.budget.is_full else [f"budget={cell.budget.label}"]
+    return f"python -m harness {' '.join(parts)} seed={cell.seed}"
+
+
+def counts(sweep: Sweep) -> list[KindCount]:
+    """Stages of the plan by kind, with an estimate of the seconds that are left."""
+    total: Counter[str] = Counter()
+    done: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+    for stage in sweep.plan.stages.values():
+        total[stage.kind] += 1
+        directory = sweep.store.at(stage)
+        if directory.done():
+            done[stage.kind] += 1
+            manifest = directory.manifest()
+            spent[stage.kind] += round(1000 * manifest.cost.wall_s) if manifest else 0
+    return [
+        KindCount(
+            kind=kind,
+            total=total[kind],
+            done=done[kind],
+            seconds=(total[kind] - done[kind]) * spent[kind] / 1000 / done[kind] if done[kind] else None,
+        )
+        for kind in KIND_ORDER
+        if total[kind]
+    ]
+
+
+def run_sweep(sweep: Sweep, watcher: Watcher) -> RunResult:
+    """Run what is not done; starts no process where nothing is left to do."""
+    settings = sweep.settings
+    slots = settings.slots or local_slots(settings.threads)
+    executor = LocalExecutor(sweep.store, slots=slots, threads=settings.threads, gpus=visible_gpus())
+    scheduler = Scheduler(
+        plan=sweep.plan, store=sweep.store, executor=executor, watcher=watcher, mode=settings.mode
+    )
+    try:
+        return scheduler.run()
+    finally:
+        executor.close()
