@@ -1,1 +1,20 @@
 """The embedded small world: pool, suite, backbones."""
+
+from pathlib import Path
+
+from harness.errors import unknown_name
+from harness.miniworld.build import ensure_pool
+
+__all__ = ["ensure_pool", "weights_dir"]
+
+
+def weights_dir(name: str) -> Path:
+    """The folder of shipped weights: `tiny`, `tiny_b` or `clip`.
+
+    Raises HarnessError for a name nothing is shipped under.
+    """
+    root = Path(__file__).parent / "weights"
+    names = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    if name not in names:
+        raise unknown_name("miniworld model", name, names)
+    return root / name

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import unknown_name
-from harness.miniworld.tokenizer import IM_END, IMAGE, PAD, VIDEO, build_tokenizer
+from harness.miniworld.tokenizer import PAD, VIDEO, build_tokenizer
+from llava_train.chat import CHAT_TEMPLATE, END, IMAGE
 
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionConfig, LlavaOnevisionProcessor
@@ -17,24 +18,6 @@ PATCH: Final = 8
 TILE_TOKENS: Final = (TILE // PATCH) ** 2
 PINPOINTS: Final = ((48, 48), (48, 96), (96, 48), (96, 96))
 """(height, width) of the grids a picture may be cut into; most pictures of miniworld fill one tile."""
-
-CHAT_TEMPLATE: Final = """\
-{%- if messages[0]['role'] != 'system' -%}
-{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}
-{%- for part in message['content'] if part['type'] == 'video' -%}{{- '<video>\\n' -}}{%- endfor -%}
-{%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}
-{%- endif -%}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +55,8 @@ def build_untrained(name: str, out: Path, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaOnevisionForConditionalGeneration(config)
-    ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in (IM_END, PAD)}
-    model.generation_config = GenerationConfig(eos_token_id=ids[IM_END], pad_token_id=ids[PAD])
+    ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in (END, PAD)}
+    model.generation_config = GenerationConfig(eos_token_id=ids[END], pad_token_id=ids[PAD])
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     processor.save_pretrained(out)
@@ -86,7 +69,7 @@ def build_config(name: str, tokenizer: Any) -> LlavaOnevisionConfig:
     if name not in SIZES:
         raise unknown_name("miniworld backbone", name, SIZES)
     size = SIZES[name]
-    end, pad = (tokenizer.convert_tokens_to_ids(t) for t in (IM_END, PAD))
+    end, pad = (tokenizer.convert_tokens_to_ids(t) for t in (END, PAD))
     vision = SiglipVisionConfig(
         hidden_size=size.vision_width,
         intermediate_size=3 * size.vision_width,

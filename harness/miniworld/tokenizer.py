@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING, Final
 
-from harness.miniworld import vocabulary
+from harness.miniworld import captions, questions, vocabulary
+from harness.miniworld.scenes import DRAW
+from llava_train.chat import END, IMAGE, START, SYSTEM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD: Final = "<|endoftext|>"
-IM_START: Final = "<|im_start|>"
-IM_END: Final = "<|im_end|>"
-IMAGE: Final = "<image>"
 VIDEO: Final = "<video>"
-SPECIAL: Final = (PAD, IM_START, IM_END, IMAGE, VIDEO)
+SPECIAL: Final = (PAD, START, END, IMAGE, VIDEO)
 VOCABULARY: Final = 2000
 
 _PIECES: Final = r"\p{L}+|\p{N}|\s|[^\s\p{L}\p{N}]"
@@ -23,11 +23,19 @@ at the start of an answer and inside a caption; what captions teach then carries
 
 
 def corpus() -> list[str]:
-    """Text that holds every word of miniworld often enough to become one token."""
-    words = [*vocabulary.COLOURS, *vocabulary.GROUNDS, *vocabulary.SHAPES, *vocabulary.WORDS]
-    words += [w for group in (vocabulary.PLACES, vocabulary.SIZES) for w in " ".join(group).split()]
-    words += [w for c in (*vocabulary.CAPABILITIES, *vocabulary.STYLES) for w in c.split()]
-    return [f"system user assistant You are a helpful assistant. {w} {w.capitalize()} {w.upper()}" for w in words]
+    """Questions, answers and captions of miniworld, and the words of its teachers, in a fixed order."""
+    rng = Random(0)
+    names = (*vocabulary.COLOURS, *vocabulary.SHAPES, *vocabulary.WORDS)
+    texts = [*vocabulary.CAPABILITIES, *vocabulary.STYLES, f"system\n{SYSTEM} user assistant Question: Answer:"]
+    texts += [f"{w} {w.upper()} {w.capitalize()}" for w in names]
+    for kind, draw in DRAW.items():
+        asks = (questions.choice, questions.yes_no, questions.styled, questions.brief, *questions.ASK[kind])
+        for _ in range(150):
+            scene = draw(rng)
+            asked = [ask(scene, rng) for ask in asks] + [questions.text_only(rng)]
+            texts += [captions.detailed(scene), *captions.fragments(scene)]
+            texts += [f"{q.text}\n{q.answer}" for q in asked]
+    return texts * 2
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -52,9 +60,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(corpus(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        eos_token=IM_END,
+        eos_token=END,
         pad_token=PAD,
-        additional_special_tokens=[IM_START, IMAGE, VIDEO],
+        additional_special_tokens=[START, IMAGE, VIDEO],
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
         padding_side="right",

@@ -1,0 +1,44 @@
+"""What is wrong with a part of the pool on purpose, so that there is something for a selector to find."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import Final
+
+from harness.miniworld.questions import kind
+from harness.miniworld.scenes import DRAW
+from harness.miniworld.sources import Sample
+
+SHARES: Final = {"": 0.55, "duplicate": 0.19, "wrong": 0.13, "off_topic": 0.13}
+"""Share of the pool by defect; sound samples have none."""
+COPIES: Final = 8
+"""Near-duplicates of one original, about."""
+
+
+def spoil(sample: Sample, defect: str, rng: Random) -> Sample:
+    """The sample with wrong answers, or with another picture than its questions are about.
+
+    A sample without a picture cannot be off topic and gets wrong answers instead.
+    """
+    if defect == "off_topic" and sample.scene is not None:
+        others = [k for k in DRAW if k != kind(sample.scene)]
+        return replace(sample, defect=defect, shown=DRAW[rng.choice(others)](rng))
+    turns = tuple(replace(t, answer=t.wrong) for t in sample.turns)
+    return replace(sample, defect="wrong", turns=turns)
+
+
+def repeat(samples: list[Sample], places: list[int], rng: Random) -> None:
+    """Replace the samples at `places` by near-duplicates of a few sound ones of the same source.
+
+    A near-duplicate has the same conversation and the same scene, drawn a little differently.
+    """
+    for source in {samples[p].source: None for p in places}:
+        mine = [p for p in places if samples[p].source == source]
+        sound = [i for i, s in enumerate(samples) if s.source == source and not s.defect and i not in set(places)]
+        originals = sound[: 1 + len(mine) // COPIES]
+        for place in mine if originals else ():
+            original = rng.choice(originals)
+            samples[place] = replace(
+                samples[original], defect="duplicate", original=original, render_seed=rng.getrandbits(32)
+            )

@@ -1,0 +1,266 @@
+"""Questions about scenes: each skill asks one kind of thing and knows a plausible wrong answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Final
+
+from harness.miniworld import captions
+from harness.miniworld.render import SIDE, centre
+from harness.miniworld.scenes import DRAW, Chart, Digits, Print, Scene, Shapes, Table
+from harness.miniworld.vocabulary import COLOURS, PLACES, SHAPES, WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One turn: what is asked, the right answer, and a wrong one of the same kind."""
+
+    text: str
+    answer: str
+    wrong: str
+    style: str
+    skill: str
+    key: str = ""
+    """The bare answer, where the answer wraps it (an option, a chain of thought)."""
+
+
+def short(text: str, answer: object, wrong: object, skill: str) -> Question:
+    return Question(text, str(answer), str(wrong), "word/short-phrase", skill, str(answer))
+
+
+def other(rng: Random, value: str, options: tuple[str, ...]) -> str:
+    """An option that is not `value`."""
+    return rng.choice([o for o in options if o != value])
+
+
+def other_digit(rng: Random, value: int) -> int:
+    return rng.choice([d for d in range(1, 10) if d != value])
+
+
+def other_text(rng: Random, text: str) -> str:
+    if text.isdigit():
+        low = 10 ** (len(text) - 1)
+        return str(rng.choice([n for n in range(low, 10 * low) if n != int(text)]))
+    return other(rng, text, WORDS)
+
+
+# Shapes
+
+
+def colour(scene: Shapes, rng: Random) -> Question:
+    item = rng.choice(scene.items)
+    text = rng.choice(("What colour is the {}?", "Which colour does the {} have?")).format(item.shape)
+    return short(text, item.colour, other(rng, item.colour, tuple(COLOURS)), "colour")
+
+
+def shape(scene: Shapes, rng: Random) -> Question:
+    item = rng.choice(scene.items)
+    text = rng.choice(("What shape is {}?", "Which shape has the colour {}?")).format(item.colour)
+    return short(text, item.shape, other(rng, item.shape, SHAPES), "shape")
+
+
+def place(scene: Shapes, rng: Random) -> Question:
+    item = rng.choice(scene.items)
+    text = f"Where is the {item.colour} {item.shape}?"
+    return short(text, item.place, other(rng, item.place, PLACES), "place")
+
+
+def count(scene: Shapes, rng: Random) -> Question:
+    n = len(scene.items)
+    text = rng.choice(("How many shapes are there?", "How many shapes do you see?"))
+    return short(text, n, other(rng, str(n), ("1", "2", "3", "4")), "count")
+
+
+def point(scene: Shapes, rng: Random) -> Question:
+    item = rng.choice(scene.items)
+    right, wrong = (_point(p) for p in (item.place, other(rng, item.place, PLACES)))
+    text = f"Give the coordinates of the {item.colour} {item.shape}."
+    return Question(text, right, wrong, "coordinate", "point", right)
+
+
+def _point(where: str) -> str:
+    x, y = centre(where)
+    return f"({x / SIDE:.2f}, {y / SIDE:.2f})"
+
+
+# Charts
+
+
+def value(scene: Chart, rng: Random) -> Question:
+    name, number = rng.choice(scene.bars)
+    text = rng.choice(("What is the value of the {} bar?", "How high is the {} bar?")).format(name)
+    return short(text, number, other_digit(rng, number), "value")
+
+
+def highest(scene: Chart, rng: Random) -> Question:
+    name = max(scene.bars, key=lambda b: b[1])[0]
+    text = "Which bar is the highest?"
+    return short(text, name, other(rng, name, tuple(c for c, _ in scene.bars)), "highest")
+
+
+def compare(scene: Chart, rng: Random) -> Question:
+    low, high = sorted(rng.sample(scene.bars, 2), key=lambda b: b[1])
+    first, second = rng.sample((low[0], high[0]), 2)
+    text = f"Compare the {first} bar and the {second} bar. Which one is higher?"
+    return Question(text, high[0], low[0], "comparison", "compare", high[0])
+
+
+def difference(scene: Chart, rng: Random) -> Question:
+    low, high = sorted(rng.sample(scene.bars, 2), key=lambda b: b[1])
+    text = f"How much higher is the {high[0]} bar than the {low[0]} bar? Think step by step."
+    gap = high[1] - low[1]
+    right = f"The {high[0]} bar is {high[1]}. The {low[0]} bar is {low[1]}. {high[1]} - {low[1]} = {gap}"
+    bad = other_digit(rng, high[1])
+    wrong = f"The {high[0]} bar is {bad}. The {low[0]} bar is {low[1]}. {bad} - {low[1]} = {bad - low[1]}"
+    return Question(text, right, wrong, "chain-of-thought", "difference", str(gap))
+
+
+# Printed text, tables, handwriting
+
+
+def read(scene: Print, rng: Random) -> Question:
+    text = rng.choice(("What {} is printed?", "Which {} can you read?")).format(captions.kind_of(scene.text))
+    return short(text, scene.text, other_text(rng, scene.text), f"read {captions.kind_of(scene.text)}")
+
+
+def lookup(scene: Table, rng: Random) -> Question:
+    word, number = rng.choice(scene.rows)
+    text = rng.choice(("What number has the row {}?", "Which number belongs to {}?")).format(word)
+    return short(text, number, other(rng, str(number), tuple("0123456789")), "lookup")
+
+
+def row(scene: Table, rng: Random) -> Question:
+    word, number = rng.choice(scene.rows)
+    return short(f"Which row has the number {number}?", word, other(rng, word, WORDS), "row")
+
+
+def digits(scene: Digits, rng: Random) -> Question:
+    right = "".join(map(str, scene.digits))
+    what = "digit" if len(right) == 1 else "digits"
+    text = rng.choice(("Read the handwritten {}.", "Write down the handwritten {}.")).format(what)
+    wrong = "".join(str((d + rng.randint(1, 9)) % 10) for d in scene.digits)
+    return short(text, right, wrong, what)
+
+
+# Any picture
+
+
+def brief(scene: Scene, rng: Random) -> Question:
+    return _describe(scene, rng, captions.brief, "Describe the picture briefly.", "short description")
+
+
+def detailed(scene: Scene, rng: Random) -> Question:
+    return _describe(scene, rng, captions.detailed, "Describe the picture in detail.", "detailed description")
+
+
+def _describe(scene: Scene, rng: Random, say: Callable[[Scene], str], text: str, style: str) -> Question:
+    draw = DRAW[type(scene).__name__.lower()]
+    wrong = next(w for _ in range(100) if (w := say(draw(rng))) != say(scene))
+    return Question(text, say(scene), wrong, style, style)
+
+
+SHORT: Final[dict[str, tuple[Callable[..., Question], ...]]] = {
+    "shapes": (colour, shape, place, count),
+    "chart": (value, highest),
+    "print": (read,),
+    "table": (lookup, row),
+    "digits": (digits,),
+}
+"""Skills with a short answer by kind of picture."""
+
+ASK: Final[dict[str, tuple[Callable[..., Question], ...]]] = {
+    **SHORT,
+    "shapes": (*SHORT["shapes"], point),
+    "chart": (*SHORT["chart"], compare, difference),
+}
+"""All skills by kind of picture."""
+
+
+def kind(scene: Scene) -> str:
+    """The kind of picture, a key of `DRAW`."""
+    return type(scene).__name__.lower()
+
+
+def ask_short(scene: Scene, rng: Random) -> Question:
+    """Any short question that fits the picture."""
+    return rng.choice(SHORT[kind(scene)])(scene, rng)
+
+
+# Other forms of a short question
+
+
+def yes_no(scene: Scene, rng: Random) -> Question:
+    """A statement to confirm, true or false with equal chance."""
+    true = rng.random() < 0.5
+    return confirm(ask_short(scene, rng), true)
+
+
+def confirm(q: Question, true: bool) -> Question:
+    """Ask whether a short question's answer is `key` (true) or its wrong answer (false)."""
+    offered = q.answer if true else q.wrong
+    right, wrong = ("yes", "no") if true else ("no", "yes")
+    return Question(f"{q.text} Is it {offered}?", right, wrong, "yes/no", f"yes/no {q.skill}", right)
+
+
+OPTIONS: Final[dict[str, tuple[str, ...]]] = {
+    "colour": tuple(COLOURS),
+    "highest": tuple(COLOURS),
+    "shape": SHAPES,
+    "place": PLACES,
+    "count": ("1", "2", "3", "4"),
+    "value": tuple("123456789"),
+    "lookup": tuple("0123456789"),
+    "digit": tuple("0123456789"),
+    "row": WORDS,
+    "read word": WORDS,
+    "read number": tuple(map(str, range(10, 1000))),
+    "digits": tuple(map(str, range(10, 100))),
+}
+"""What the options of a multiple-choice question are taken from, by skill."""
+
+
+def choice(scene: Scene, rng: Random) -> Question:
+    """A short question with four lettered options."""
+    q = ask_short(scene, rng)
+    others = [o for o in OPTIONS[q.skill] if o not in (q.key, q.wrong) and _alike(o, q.key)]
+    options = [q.key, q.wrong, *rng.sample(others, 2)]
+    rng.shuffle(options)
+    return with_options(q, options)
+
+
+def _alike(option: str, key: str) -> bool:
+    """Numbers are offered beside numbers of as many digits."""
+    return not key.isdigit() or len(option) == len(key)
+
+
+def with_options(q: Question, options: list[str]) -> Question:
+    """Letter the options; the answer names option and letter."""
+    lines = "\n".join(f"{letter}. {o}" for letter, o in zip("ABCD", options, strict=True))
+    right, wrong = (f"{o}: {'ABCD'[options.index(o)]}" for o in (q.key, q.wrong))
+    return Question(f"{q.text}\n{lines}", right, wrong, "multi-choice", f"choice {q.skill}", right[-1])
+
+
+def styled(scene: Scene, rng: Random) -> Question:
+    """A short question that says how to write the answer."""
+    q = ask_short(scene, rng)
+    how, write = rng.choice(
+        (
+            ("Answer in capital letters.", str.upper),
+            ("Answer in JSON.", lambda s: json.dumps({"answer": s})),
+            ("Answer in quotes.", lambda s: f'"{s}"'),
+        )
+    )
+    right, wrong = write(q.answer), write(q.wrong)
+    return replace(q, text=f"{q.text} {how}", answer=right, wrong=wrong, style="specified style", key=right)
+
+
+def text_only(rng: Random) -> Question:
+    """A question that needs no picture."""
+    if rng.random() < 0.5:
+        a, b = rng.randint(1, 9), rng.randint(1, 9)
+        return short(f"What is {a} + {b}?", a + b, a + b + rng.choice((-1, 1)), "sum")
+    word = rng.choice(WORDS)
+    return short(f"Spell the word {word}.", "-".join(word), "-".join(other(rng, word, WORDS)), "spell")

@@ -1,0 +1,89 @@
+"""The ten sources of the pool, very unequal in size, and how a sample of each is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from harness.miniworld import questions as q
+from harness.miniworld.questions import Question
+from harness.miniworld.scenes import DRAW, Scene
+
+Ask = Callable[..., Question]
+ANY: Final = tuple(DRAW)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One conversation about one picture (or none); what the truth table is written from."""
+
+    source: str
+    scene: Scene | None
+    """What the questions are about."""
+    turns: tuple[Question, ...]
+    shown: Scene | None
+    """What the picture shows; another scene where the questions are off topic."""
+    render_seed: int
+    defect: str = ""
+    """`duplicate`, `wrong`, `off_topic`, or nothing."""
+    original: int = -1
+    """Place of the sample that a duplicate repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A share of the pool: which pictures it has and what is asked about them."""
+
+    share: float
+    kinds: tuple[str, ...]
+    asks: tuple[Ask, ...] = ()
+    """Empty: all skills of the kind of picture."""
+    turns: tuple[int, ...] = (1,)
+    """Numbers of turns to choose from."""
+
+
+SOURCES: Final = {
+    "shapes_qa": Source(share=0.28, kinds=("shapes",), asks=q.SHORT["shapes"], turns=(1, 1, 1, 2, 3)),
+    "charts_qa": Source(share=0.15, kinds=("chart",), turns=(1, 1, 1, 2)),
+    "yes_no": Source(share=0.14, kinds=ANY, asks=(q.yes_no,), turns=(1, 1, 2)),
+    "print_qa": Source(share=0.13, kinds=("print",)),
+    "choices": Source(share=0.12, kinds=ANY, asks=(q.choice,)),
+    "captions": Source(share=0.08, kinds=ANY, asks=(q.brief, q.detailed)),
+    "tables_qa": Source(share=0.05, kinds=("table",), turns=(1, 2)),
+    "digits_qa": Source(share=0.025, kinds=("digits",)),
+    "points": Source(share=0.015, kinds=("shapes",), asks=(q.point,), turns=(1, 2)),
+    "instructions": Source(share=0.01, kinds=(*ANY, ""), asks=(q.styled,)),
+}
+"""In order of size; a kind of "" is a sample without a picture."""
+
+
+def quotas(n: int) -> dict[str, int]:
+    """Samples of each source in a pool of `n`; what rounding leaves over goes to the largest."""
+    sizes = {name: max(1, int(source.share * n)) for name, source in SOURCES.items()}
+    sizes["shapes_qa"] += n - sum(sizes.values())
+    return sizes
+
+
+def draw_sample(name: str, rng: Random) -> Sample:
+    """Draw a sound sample of one source."""
+    source = SOURCES[name]
+    kind = rng.choice(source.kinds)
+    seed = rng.getrandbits(32)
+    if not kind:
+        return Sample(source=name, scene=None, shown=None, turns=(q.text_only(rng),), render_seed=seed)
+    scene = DRAW[kind](rng)
+    turns = _turns(scene, source.asks or q.ASK[kind], rng.choice(source.turns), rng)
+    return Sample(source=name, scene=scene, shown=scene, turns=turns, render_seed=seed)
+
+
+def _turns(scene: Scene, asks: tuple[Ask, ...], n: int, rng: Random) -> tuple[Question, ...]:
+    """Up to `n` questions, no two with the same words."""
+    found: dict[str, Question] = {}
+    for _ in range(4 * n):
+        question = rng.choice(asks)(scene, rng)
+        found.setdefault(question.text, question)
+        if len(found) == n:
+            break
+    return tuple(found.values())
