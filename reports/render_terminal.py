@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from reports.table import Block, Column, Row, Table, TableCell
+
+Indices = Sequence[int]
 
 _STYLES: Final = {"best": "bold", "above_random": "underline"}
 _ROLE_STYLES: Final = {"random": "cyan", "full": "dim", "method": ""}
@@ -36,7 +39,8 @@ def print_table(table: Table, console: Console) -> None:
     for block in table.blocks:
         if block.title:
             console.print(Text(block.title, style="bold"))
-        console.print(_fitting(table, block, plain, console))
+        for grid in _fitting(table, block, plain, console, range(len(table.columns))):
+            console.print(grid)
     for text in (table.caption, *table.notes, _KEY if plain else "", *table.footnotes):
         if text:
             console.print(Text(text, style="dim"))
@@ -49,20 +53,23 @@ def terminal(table: Table, width: int = 120, color: bool = False) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def _fitting(table: Table, block: Block, plain: bool, console: Console) -> RichTable:
-    """The least dense form that fits the console, or the densest there is."""
-    wide = console.options.update(width=10_000)
+def _fitting(table: Table, block: Block, plain: bool, console: Console, columns: Indices) -> Iterator[RichTable]:
+    """The least dense form that fits the console; where none does, the columns are split in two."""
+    unlimited = console.options.update(width=10_000)
     for density in _DENSITIES:
-        grid = _grid(table, block, plain, density)
-        if console.measure(grid, options=wide).maximum <= console.width:
-            break
-    return grid
+        grid = _grid(table, block, plain, density, columns)
+        if console.measure(grid, options=unlimited).maximum <= console.width or len(columns) == 1:
+            yield grid
+            return
+    half = (len(columns) + 1) // 2
+    yield from _fitting(table, block, plain, console, columns[:half])
+    yield from _fitting(table, block, plain, console, columns[half:])
 
 
-def _grid(table: Table, block: Block, plain: bool, density: Density) -> RichTable:
+def _grid(table: Table, block: Block, plain: bool, density: Density, columns: Indices) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     grid.add_column(table.corner, no_wrap=True)
-    for column in table.columns:
+    for column in (table.columns[i] for i in columns):
         title = column.title if len(column.title) <= density.title + 1 else column.title[: density.title] + "."
         grid.add_column(Text(title), justify="right", no_wrap=True)
     for section in block.sections:
@@ -70,7 +77,7 @@ def _grid(table: Table, block: Block, plain: bool, density: Density) -> RichTabl
         grid.add_row(Text(section.title, style="bold italic"))
         for row in section.rows:
             label = Text(f"  {row.title}", style=_ROLE_STYLES[row.role])
-            cells = zip(row.cells, table.columns, strict=True)
+            cells = ((row.cells[i], table.columns[i]) for i in columns)
             signs = plain and density.signs
             grid.add_row(label, *(_cell(cell, row, column, signs, density.decimals) for cell, column in cells))
     return grid

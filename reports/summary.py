@@ -93,6 +93,13 @@ class BackboneSummary:
         """Every row in table order, the full run last."""
         return (*(s for budget in self.budgets for s in budget), *([self.full] if self.full else []))
 
+    def find(self, method: str, budget: str) -> MethodSummary | None:
+        return next((m for m in self.methods if (m.group.method, m.group.budget) == (method, budget)), None)
+
+    @property
+    def random_curve(self) -> Curve | None:
+        return next((c.curve for c in self.curves if c.method == RANDOM), None)
+
 
 def summarise(
     rows: Iterable[ScoreRow], suite: Suite, order: Sequence[str] = (), smallest: float = 1.0
