@@ -1,0 +1,41 @@
+"""Small real things that tests share."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from harness.pool import Pool
+from harness.pool_write import PoolWriter
+
+SOURCES = ("charts", "shapes", "text")
+
+
+def png(seed: int, size: tuple[int, int] = (24, 16)) -> bytes:
+    """A small noisy picture."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="png")
+    return out.getvalue()
+
+
+def raw_record(i: int) -> dict[str, object]:
+    """Record number i in LLaVA's format; every fifth is text-only, every fourth has two turns."""
+    text_only = i % 5 == 4
+    question = f"What is number {i}?" if text_only else f"<image>\nWhat is number {i}?"
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "It is " + "very " * (i % 7) + "odd."}]
+    if i % 4 == 3:
+        turns += [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}]
+    record: dict[str, object] = {"id": f"s{i}", "conversations": turns, "data_source": SOURCES[i % 3]}
+    return record if text_only else record | {"image": f"{i}.png"}
+
+
+def write_pool(path: Path, n: int = 40, *, order: list[int] | None = None) -> Pool:
+    """A pool of n small records with pictures kept inside; `order` arranges the same records differently."""
+    with PoolWriter(path, "small") as writer:
+        for i in order if order is not None else range(n):
+            assert writer.add(raw_record(i), lambda key: png(int(key.split(".")[0])))
+    return writer.pool()

@@ -1,0 +1,168 @@
+"""Pools: what goes in comes out, and what cannot be used is counted with its reason."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from harness.errors import HarnessError
+from harness.keys import uid_hash64
+from harness.pool import open_pool
+from harness.pool_import import import_llava_json
+from harness.pool_write import PoolWriter
+from tests.support import png, raw_record, write_pool
+
+
+def test_records_come_back_as_they_went_in(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", 40)
+    assert pool.n == 40
+    for i in (0, 3, 4, 39):
+        raw: Any = raw_record(i)
+        record = pool.record(i)
+        assert record.uid == raw["id"]
+        assert [{"from": r, "value": v} for r, v in record.conversations] == raw["conversations"]
+        assert record.images == ((raw["image"],) if "image" in raw else ())
+    assert pool.image_bytes("7.png") == png(7)
+    assert pool.image("7.png").size == (16, 24)
+    assert pool.column("height")[7] == 24
+    assert pool.column("width")[7] == 16
+    assert pool.column("n_turns")[3] == 4
+    assert pool.column("n_images")[4] == 0
+    assert pool.column("uid_hash64").tolist() == [uid_hash64(u) for u in pool.uids()]
+
+
+def test_the_digest_is_the_content_and_not_the_place(tmp_path: Path) -> None:
+    a, b = write_pool(tmp_path / "a", 10), write_pool(tmp_path / "b", 10)
+    assert a.digest == b.digest
+    assert a.digest != write_pool(tmp_path / "c", 11).digest
+    assert a.digest != write_pool(tmp_path / "d", 10, order=list(reversed(range(10)))).digest
+
+
+def truncated() -> bytes:
+    return png(1, (64, 64))[:-200]
+
+
+def bomb() -> bytes:
+    out = io.BytesIO()
+    Image.new("1", (12_000, 12_000)).save(out, format="png")
+    return out.getvalue()
+
+
+def turns(*texts: str, roles: tuple[str, ...] = ("human", "gpt")) -> list[dict[str, Any]]:
+    return [{"from": roles[i % len(roles)], "value": t} for i, t in enumerate(texts)]
+
+
+BAD: list[tuple[str, Any]] = [
+    ("not_an_object", "text"),
+    ("bad_id", {"id": ["x"], "conversations": turns("q", "a")}),
+    ("no_turns", {"id": "1", "conversations": []}),
+    ("no_turns", {"id": "1"}),
+    ("roles", {"id": "1", "conversations": turns("q")}),
+    ("roles", {"id": "1", "conversations": turns("q", "a", "b")}),
+    ("roles", {"id": "1", "conversations": turns("q", "a", roles=("human", "human"))}),
+    ("empty_answer", {"id": "1", "conversations": turns("q", "  ")}),
+    ("non_string", {"id": "1", "conversations": [{"from": "human", "value": 3}, {"from": "gpt", "value": "a"}]}),
+    ("nul_byte", {"id": "1", "conversations": turns("q\0", "a")}),
+    ("image_count", {"id": "1", "image": "ok.png", "conversations": turns("no placeholder", "a")}),
+    ("image_count", {"id": "1", "image": "ok.png", "conversations": turns("<image><image>", "a")}),
+    ("escaping_path", {"id": "1", "image": "/etc/passwd", "conversations": turns("<image>", "a")}),
+    ("escaping_path", {"id": "1", "image": "../x.png", "conversations": turns("<image>", "a")}),
+    ("missing_image", {"id": "1", "image": "gone.png", "conversations": turns("<image>", "a")}),
+    ("corrupt_image", {"id": "1", "image": "noise.png", "conversations": turns("<image>", "a")}),
+    ("corrupt_image", {"id": "1", "image": "truncated.png", "conversations": turns("<image>", "a")}),
+    ("image_bomb", {"id": "1", "image": "bomb.png", "conversations": turns("<image>", "a")}),
+    ("duplicate_id", {"id": "good", "conversations": turns("q", "a")}),
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "ok.png").write_bytes(png(0))
+    (folder / "noise.png").write_bytes(b"not a picture")
+    (folder / "truncated.png").write_bytes(truncated())
+    (folder / "bomb.png").write_bytes(bomb())
+    return folder
+
+
+@pytest.mark.parametrize(("reason", "record"), BAD, ids=[f"{i}-{r}" for i, (r, _) in enumerate(BAD)])
+def test_bad_records_are_set_aside_with_their_reason(
+    tmp_path: Path, images: Path, reason: str, record: Any
+) -> None:
+    good = {"id": "good", "image": "ok.png", "conversations": turns("<image>\nq", "a")}
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([good, record]))
+    report = import_llava_json(file, images, tmp_path / "pool")
+    assert report.rejects == {reason: 1}
+    assert report.pool.n == 1
+    assert report.seen == 2
+    (row,) = pq.read_table(tmp_path / "pool" / "rejects.parquet").to_pylist()
+    assert row["reason"] == reason
+    assert row["idx"] == 1
+    with pytest.raises(HarnessError, match=reason):
+        import_llava_json(file, images, tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_a_leading_turn_that_is_not_the_humans_is_dropped(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path / "pool", "p") as writer:
+        said = turns("hello", "q", "a", roles=("gpt", "human", "gpt"))
+        assert writer.add({"id": "1", "conversations": said}, lambda key: b"")
+    assert writer.pool().record(0).conversations == (("human", "q"), ("gpt", "a"))
+
+
+def test_jsonl_keeps_the_lines_that_are_json(tmp_path: Path, images: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"id": 1, "conversations": turns("q", "a")}) + "\n{broken\n\n")
+    report = import_llava_json(file, images, tmp_path / "pool")
+    assert (report.pool.n, report.seen, report.rejects) == (1, 2, {"not_json": 1})
+
+
+def test_sources_follow_the_fallback_chain(tmp_path: Path, images: Path) -> None:
+    (images / "geo(qa)").mkdir(exist_ok=True)
+    (images / "geo(qa)" / "1.png").write_bytes(png(1))
+    said = turns("<image>", "a")
+    records = [
+        {"id": "1", "image": "ok.png", "conversations": said, "image_source": "a", "data_source": "b"},
+        {"id": "2", "image": "ok.png", "conversations": said, "data_source": "b"},
+        {"id": "3", "image": "geo(qa)/1.png", "conversations": said},
+        {"id": "4", "image": "ok.png", "conversations": said},
+    ]
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps(records))
+    pool = import_llava_json(file, images, tmp_path / "pool").pool
+    assert pool.sources().tolist() == ["a", "b", "geo(qa)", "set"]
+
+
+def test_user_errors_are_sentences(tmp_path: Path, images: Path) -> None:
+    file = tmp_path / "data.json"
+    for content, hint in (("{", "is not JSON"), ("{}", "a list of records"), ("[]", "no usable record")):
+        file.write_text(content)
+        with pytest.raises(HarnessError, match=hint):
+            import_llava_json(file, images, tmp_path / "pool")
+        assert not (tmp_path / "pool").exists()
+    with pytest.raises(HarnessError, match="no image folder"):
+        import_llava_json(file, tmp_path / "nowhere", tmp_path / "pool")
+    with pytest.raises(HarnessError, match="there is no file"):
+        import_llava_json(tmp_path / "none.json", images, tmp_path / "pool")
+    with pytest.raises(HarnessError, match="no pool at"):
+        open_pool(tmp_path / "pool")
+    pool = write_pool(tmp_path / "taken", 3)
+    with pytest.raises(HarnessError, match="already holds a pool"):
+        write_pool(Path(pool.path), 3)
+
+
+def test_columns_are_read_only(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", 5)
+    with pytest.raises(ValueError, match="read-only"):
+        pool.column("n_turns")[0] = 9
+    with pytest.raises(KeyError, match="no column 'nothing'"):
+        pool.column("nothing")
+    assert pool.column("uid_hash64").dtype == np.uint64
