@@ -56,6 +56,9 @@ def isolated(scratch: Path, *, local_data: bool) -> Iterator[None]:
     for name in list(os.environ):
         if name in _LAUNCHER or name.startswith(_LAUNCHER_PREFIXES):
             del os.environ[name]
+    from harness.evaluation import judge_server
+
+    os.environ["API_TYPE"] = judge_server.API_TYPE  # scorers that want a judge find ours
     # Some task modules build an API client when they are loaded, whether or not they come to use it.
     os.environ.setdefault("OPENAI_API_KEY", "none")
     if local_data:
