@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from harness.benchmarks import Suite
 from harness.types import Json
@@ -18,6 +18,9 @@ from reports.render import render
 from reports.rows import CellRow, ScoreRow, Status, cell_name
 from reports.summary import BackboneSummary, summarise
 from reports.table import Table
+
+if TYPE_CHECKING:
+    from reports.figures import Drawing
 
 SCHEMA: Final = 1
 
@@ -76,7 +79,7 @@ def build_report(
     The tables depend on rows, suite and the choices in `meta` alone, to the byte; report.json too, apart from its
     keys `cost` and `created`. Without `cells` the status of each cell is taken from its scores.
     """
-    from reports.page import page, save_figures
+    from reports.page import page  # with Jinja2, which tables alone do not need
 
     report = summarise_report(rows, cells, suite, meta)
     out.mkdir(parents=True, exist_ok=True)
@@ -86,19 +89,20 @@ def build_report(
         "table.csv": render(report.table, "csv"),
         "report.json": json.dumps(report_json(report), indent=1, sort_keys=True, allow_nan=False) + "\n",
     }
-    texts["index.html"] = page(report, {name: text for name, text in texts.items() if name != "report.json"})
+    drawings = drawings_of(report)
+    texts["index.html"] = page(report, drawings, {n: t for n, t in texts.items() if n.startswith("table.")})
     for name, text in texts.items():
         (out / name).write_text(text)
-    figures = save_figures(report, out / "figures")
-    return Report(
-        meta=meta,
-        suite=suite,
-        table=report.table,
-        summaries=report.summaries,
-        cells=report.cells,
-        costs=report.costs,
-        files=(*(out / name for name in texts), *figures),
-    )
+    (out / "figures").mkdir(exist_ok=True)
+    figures = [path for drawing in drawings for path in drawing.write(out / "figures")]
+    return replace(report, files=(*(out / name for name in texts), *figures))
+
+
+def drawings_of(report: Report) -> list[Drawing]:
+    """Every figure of the report, backbone by backbone."""
+    from reports.figures import draw  # with matplotlib
+
+    return [d for s in report.summaries for d in draw(s, report.meta.titles, report.meta.smallest)]
 
 
 def summarise_report(rows: Sequence[ScoreRow], cells: Sequence[CellRow], suite: Suite, meta: ReportMeta) -> Report:

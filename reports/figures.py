@@ -6,6 +6,8 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -139,27 +141,53 @@ def _forest_point(axes: Any, m: MethodSummary, y: int) -> None:
     axes.plot([c.delta], [y], "o", ms=6, color=colour, markerfacecolor=colour if sure else "none")
 
 
-def inline_svg(figure: Figure, label: str) -> str:
-    """The figure as an SVG element whose black is the text colour around it; the same bytes every time.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A drawn figure: its caption, file stem, SVG text and PDF bytes, the same for the same numbers."""
 
-    `label` describes it to readers who do not see it and keeps its ids apart from other figures' on the page.
-    """
-    text = _svg(figure, label)
-    text = text[text.index("<svg") :].replace("#000000", "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[a-z0-9]+_[0-9]+"', "", text)
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{label}"', text, count=1)
+    caption: str
+    backbone: str
+    svg: str
+    pdf: bytes
+
+    @property
+    def stem(self) -> str:
+        name = f"{self.caption.lower().replace(' ', '_')}-{self.backbone}"
+        return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+    @property
+    def inline(self) -> str:
+        """The figure as an SVG element that takes ink and blue from the page around it."""
+        text = self.svg[self.svg.index("<svg") :]
+        text = text.replace("#000000", "currentColor").replace("#0072b2", "var(--blue, #0072b2)")
+        text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+        text = re.sub(r' id="[a-z0-9]+_[0-9]+"', "", text)
+        label = escape(f"{self.caption}, {self.backbone}")
+        return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{label}"', text, count=1)
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Write the SVG and the PDF to `folder`; returns the two files."""
+        svg, pdf = folder / f"{self.stem}.svg", folder / f"{self.stem}.pdf"
+        svg.write_text(self.svg)
+        pdf.write_bytes(self.pdf)
+        return svg, pdf
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write `stem`.svg and `stem`.pdf, without dates in them."""
-    stem.with_suffix(".svg").write_text(_svg(figure, stem.name))
-    with mpl.rc_context(dict(_STYLE)):
-        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
+def draw(summary: BackboneSummary, titles: Mapping[str, str], smallest: float) -> list[Drawing]:
+    """Every figure of one backbone that has something to show."""
+    found = {
+        "Budget curves": budget_curves(summary, titles),
+        "Difference to random": forest(summary, titles, smallest),
+    }
+    return [_drawing(figure, name, summary.grid.backbone) for name, figure in found.items() if figure is not None]
 
 
-def _svg(figure: Figure, salt: str) -> str:
-    out = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+def _drawing(figure: Figure, caption: str, backbone: str) -> Drawing:
+    """Render without dates; the salt keeps the ids of several figures on one page apart."""
+    svg, pdf = io.StringIO(), io.BytesIO()
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": f"{caption} {backbone}"}):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    return Drawing(caption=caption, backbone=backbone, svg=svg.getvalue(), pdf=pdf.getvalue())

@@ -32,7 +32,7 @@ class TableOptions:
     smallest: float = 1.0
     """Smallest difference to random worth having, in REL points."""
     source: str = ""
-    """Where the numbers come from, for the caption."""
+    """Where the numbers come from, for the caption; no full stop at the end."""
 
 
 def main_table(rows: Iterable[ScoreRow], suite: Suite, options: TableOptions | None = None) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from reports import figures
 from reports.cost import total, unit
+from reports.figures import Drawing
 from reports.main_table import method_title
 from reports.render_html import table_html
 from reports.summary import BackboneSummary, MethodSummary
-from reports.table import DASH
+from reports.table import DASH, signed
 from reports.verdicts import sentences
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class HeatCell:
     title: str = ""
 
 
-def page(report: Report, downloads: Mapping[str, str]) -> str:
+def page(report: Report, drawings: Sequence[Drawing], downloads: Mapping[str, str]) -> str:
     """The whole page; `downloads` (file name to text) are embedded as links."""
     return (
         _environment()
@@ -47,7 +46,7 @@ def page(report: Report, downloads: Mapping[str, str]) -> str:
             report=report,
             meta=report.meta,
             table=Markup(table_html(report.table)),
-            blocks=[_block(s, report) for s in report.summaries],
+            blocks=[_block(s, report, drawings) for s in report.summaries],
             costs=report.costs,
             cost_unit="GPU" if unit(report.cells) == "gpu_s" else "wall-clock",
             cost_total=total(report.cells),
@@ -67,45 +66,21 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["p"] = _p
     environment.filters["seconds"] = _seconds
     return environment
 
 
-def _block(summary: BackboneSummary, report: Report) -> dict[str, object]:
+def _block(summary: BackboneSummary, report: Report, drawings: Sequence[Drawing]) -> dict[str, object]:
     """What the template shows of one backbone."""
     return {
         "name": summary.grid.backbone,
         "sentences": sentences(summary, report.meta.titles),
-        "figures": [
-            (caption, Markup(figures.inline_svg(figure, f"{caption} {summary.grid.backbone}")))
-            for caption, figure in _figures(summary, report)
-        ],
+        "figures": [(d.caption, Markup(d.inline)) for d in drawings if d.backbone == summary.grid.backbone],
         "heat": [(ms[0].group.budget, rows) for ms in summary.budgets if (rows := _heat(ms, summary, report))],
         "compared": [m for m in summary.methods if m.vs_random and m.vs_random.comparison],
         "curves": [c for c in summary.curves if c.area is not None],
     }
-
-
-def _figures(summary: BackboneSummary, report: Report) -> list[tuple[str, Figure]]:
-    titles = report.meta.titles
-    found = {
-        "Budget curves": figures.budget_curves(summary, titles),
-        "Difference to random": figures.forest(summary, titles, report.meta.smallest),
-    }
-    return [(caption, figure) for caption, figure in found.items() if figure is not None]
-
-
-def save_figures(report: Report, folder: Path) -> tuple[Path, ...]:
-    """Write each figure as SVG and PDF; returns the files."""
-    written: list[Path] = []
-    for summary in report.summaries:
-        for caption, figure in _figures(summary, report):
-            folder.mkdir(parents=True, exist_ok=True)
-            backbone = "".join(c if c.isalnum() or c in "-_." else "_" for c in summary.grid.backbone)
-            stem = folder / f"{caption.lower().replace(' ', '_')}-{backbone}"
-            figures.save(figure, stem)
-            written += [stem.parent / f"{stem.name}{suffix}" for suffix in (".svg", ".pdf")]
-    return tuple(written)
 
 
 def _heat(
@@ -139,7 +114,7 @@ def _heat_cell(m: MethodSummary, j: int, benchmark: str, scale: float) -> HeatCe
         return HeatCell(text=DASH, title=f"{benchmark}: no result")
     known = f", 95% interval {v.benchmark_low[j]:+.2f} to {v.benchmark_high[j]:+.2f}, p {p:.3f} after Holm"
     return HeatCell(
-        text=f"{margin:+.1f}" + ("*" if p < 0.05 else ""),
+        text=signed(margin) + ("*" if p < 0.05 else ""),
         strength=max(-1.0, min(1.0, margin / scale)),
         title=f"{benchmark}: {margin:+.2f} REL points" + (known if np.isfinite(p) else ""),
     )
@@ -147,6 +122,10 @@ def _heat_cell(m: MethodSummary, j: int, benchmark: str, scale: float) -> HeatCe
 
 def _number(value: float | None, form: str = ".2f") -> str:
     return DASH if value is None or not np.isfinite(value) else format(value, form)
+
+
+def _p(value: float | None) -> str:
+    return "<.001" if value is not None and value < 0.001 else _number(value, ".3f")
 
 
 def _seconds(value: float) -> str:

@@ -1,4 +1,4 @@
-"""One door to the renderers, and the published tables through it."""
+"""One door to the renderers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
 from harness.errors import unknown_name
-from reports import published
-from reports.main_table import TableOptions, main_table
 from reports.render_csv import table_csv
 from reports.render_html import table_html
 from reports.render_latex import latex
@@ -31,16 +29,3 @@ def render(table: Table, form: Format) -> str:
     if form not in RENDERERS:
         raise unknown_name("table format", form, RENDERERS)
     return RENDERERS[form](table)
-
-
-def published_table(name: str) -> Table:
-    """The main table of a published paper, recomputed from its printed scores by our own metrics."""
-    rows, suite = published.load(name)
-    order = tuple(dict.fromkeys(row.method for row in rows))
-    source = f"Printed scores of {published.TABLES[name].citation}; summaries recomputed."
-    return main_table(rows, suite, TableOptions(order=order, source=source))
-
-
-def published_report(name: str, form: Format = "md") -> str:
-    """A published table as text; an unknown name or format raises HarnessError with the known ones."""
-    return render(published_table(name), form)

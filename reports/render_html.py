@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from reports.table import Block, Column, Row, Table, TableCell
+from reports.table import Block, Column, Row, Table, TableCell, signed
 
 
 def table_html(table: Table) -> str:
@@ -52,7 +52,7 @@ def _attributes(cell: TableCell, column: Column) -> str:
     if column.kind == "score" and cell.value is not None:
         found["data-raw"] = cell.plain
         found["data-rel"] = "" if cell.rel is None else f"{cell.rel:.1f}"
-        found["data-margin"] = "" if cell.margin is None else f"{cell.margin:+.1f}"
+        found["data-margin"] = "" if cell.margin is None else signed(cell.margin)
     if cell.value is not None:
         found["data-sort"] = f"{cell.value:.6f}"
     return "".join(f' {name}="{escape(value)}"' for name, value in found.items() if value)

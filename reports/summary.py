@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -213,7 +213,7 @@ def _vs_random(
         gap_closed=metrics.gap_closed(rel, rel_random),
         equivalent=equivalent,
         multiplier=_multiplier(equivalent, group.budget_fraction),
-        comparison=comparison,
+        comparison=comparison and replace(comparison, n=group.n_trials, n_reference=random.n_trials),
         improvement=improvement_probability(sign * group.values, sign * random.values),
     )
 

@@ -15,6 +15,12 @@ DASH: Final = "\N{EM DASH}"
 DAGGER: Final = "\N{DAGGER}"
 
 
+def signed(value: float, decimals: int = 1) -> str:
+    """A difference with its sign; what rounds to nothing is `0.0`, not `-0.0`."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableCell:
     """A number with its spread and marks, or a text in its place.

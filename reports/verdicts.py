@@ -9,6 +9,7 @@ from reports.main_table import method_title
 from reports.rows import FULL, RANDOM
 from reports.statistics import Verdict
 from reports.summary import BackboneSummary, MethodSummary
+from reports.table import signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,12 @@ def _part(m: MethodSummary) -> str:
     comparison = m.vs_random.comparison if m.vs_random else None
     if comparison is None:
         return f"{budget}: {m.rel:.1f}% of full, no random runs to compare with"
-    interval = f" [{comparison.low:+.1f}, {comparison.high:+.1f}]" if comparison.low is not None else ""
-    return f"{budget}: {comparison.words}, {comparison.delta:+.1f}{interval}"
+    interval = (
+        f" [{signed(comparison.low)}, {signed(comparison.high)}]"
+        if comparison.low is not None and comparison.high is not None
+        else ""
+    )
+    return f"{budget}: {comparison.words}, {signed(comparison.delta)}{interval}"
 
 
 def _reason(m: MethodSummary) -> str:
@@ -66,6 +71,6 @@ def _worth(line: list[MethodSummary]) -> str:
     if last.vs_random is None or last.vs_random.equivalent is None or last.vs_random.multiplier is None:
         return ""
     return (
-        f"Its {last.group.budget} does what {last.vs_random.equivalent} of random data would do "
-        f"(×{last.vs_random.multiplier:.2g})."
+        f"For what its {last.group.budget} reaches, random sampling needs {last.vs_random.equivalent} of the pool "
+        f"(×{last.vs_random.multiplier:.1f})."
     )
