@@ -4,8 +4,9 @@ from pathlib import Path
 
 from harness.errors import unknown_name
 from harness.miniworld.build import ensure_pool
+from harness.miniworld.suite import ensure_suite, mini_suite
 
-__all__ = ["ensure_pool", "weights_dir"]
+__all__ = ["ensure_pool", "ensure_suite", "mini_suite", "weights_dir"]
 
 
 def weights_dir(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from harness.keys import seed64
 from harness.miniworld import teachers
 from harness.miniworld.defects import SHARES, repeat, spoil
-from harness.miniworld.render import encode, render
+from harness.miniworld.render import picture
 from harness.miniworld.sources import Sample, draw_sample, quotas
 from harness.pool import IMAGE_TOKEN
 from harness.pool_write import PoolWriter
@@ -83,7 +84,7 @@ def _write(n: int, seed: int, name: str, out: Path) -> None:
     uids = [uid_of(seed, i) for i in range(n)]
     with PoolWriter(out / "pool", name) as writer:
         for i in sorted(range(n), key=uids.__getitem__):
-            writer.add(record(samples[i], uids[i]), lambda _, s=samples[i]: picture(s))
+            writer.add(record(samples[i], uids[i]), functools.partial(_picture, samples[i]))
     truth = [_truth(s, uid, uids) for s, uid in zip(samples, uids, strict=True)]
     labels = [_labels(s, uid) for s, uid in zip(samples, uids, strict=True)]
     pq.write_table(pa.Table.from_pylist(truth), out / "truth.parquet")
@@ -100,11 +101,11 @@ def record(sample: Sample, uid: str) -> dict[str, Any]:
     return {"id": uid, "data_source": sample.source, **image, "conversations": turns}
 
 
-def picture(sample: Sample) -> bytes:
+def _picture(sample: Sample, key: str) -> bytes:
     """The bytes of the picture a sample shows."""
     if sample.shown is None:
-        raise ValueError(f"a sample of {sample.source} has no picture")
-    return encode(render(sample.shown, Random(sample.render_seed)))
+        raise KeyError(key)
+    return picture(sample.shown, Random(sample.render_seed), "pool")[1]
 
 
 def _truth(sample: Sample, uid: str, uids: list[str]) -> dict[str, Any]:

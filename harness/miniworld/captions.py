@@ -51,6 +51,11 @@ def detailed(scene: Scene) -> str:
     return " ".join(statements(scene))
 
 
+def facts(scene: Scene) -> list[str]:
+    """The phrases a brief description has to contain."""
+    return brief(scene).replace(": ", ", ").split(", ")
+
+
 def fragments(scene: Scene) -> list[str]:
     """Captions of regions, as a pre-training corpus has them: what stands where, never a question."""
     match scene:

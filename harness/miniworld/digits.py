@@ -26,7 +26,7 @@ def labels() -> tuple[int, ...]:
 
 def scan(index: int) -> npt.NDArray[np.uint8]:
     """One scan, shape (8, 8), ink bright."""
-    return _scans()[0][index]
+    return np.asarray(_scans()[0][index])
 
 
 @functools.cache

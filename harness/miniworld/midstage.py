@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from harness.miniworld.captions import brief, fragments
-from harness.miniworld.render import render
+from harness.miniworld.render import picture
 from harness.miniworld.scenes import DRAW, Scene
 from llava_train.chat import END, specials
 from llava_train.tiles import Geometry, cut, tokens_of
@@ -58,7 +58,7 @@ def _draw(rng: Random) -> Scene:
 def _collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometry) -> Batch:
     import torch
 
-    images = [render(scene, rng) for scene in scenes]
+    images = [picture(scene, rng, "pool")[0] for scene in scenes]
     height, width = images[0].height, images[0].width
     pixels = np.stack([cut(image, geometry) for image in images]).astype(np.float32) / 127.5 - 1
     n_image = tokens_of(height, width, geometry)

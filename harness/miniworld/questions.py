@@ -225,10 +225,15 @@ OPTIONS: Final[dict[str, tuple[str, ...]]] = {
 def choice(scene: Scene, rng: Random) -> Question:
     """A short question with four lettered options."""
     q = ask_short(scene, rng)
+    return with_options(q, options(q, rng))
+
+
+def options(q: Question, rng: Random) -> list[str]:
+    """The answer, its wrong one and two more of the kind, shuffled."""
     others = [o for o in OPTIONS[q.skill] if o not in (q.key, q.wrong) and _alike(o, q.key)]
-    options = [q.key, q.wrong, *rng.sample(others, 2)]
-    rng.shuffle(options)
-    return with_options(q, options)
+    mixed = [q.key, q.wrong, *rng.sample(others, 2)]
+    rng.shuffle(mixed)
+    return mixed
 
 
 def _alike(option: str, key: str) -> bool:
@@ -236,10 +241,10 @@ def _alike(option: str, key: str) -> bool:
     return not key.isdigit() or len(option) == len(key)
 
 
-def with_options(q: Question, options: list[str]) -> Question:
+def with_options(q: Question, offered: list[str]) -> Question:
     """Letter the options; the answer names option and letter."""
-    lines = "\n".join(f"{letter}. {o}" for letter, o in zip("ABCD", options, strict=True))
-    right, wrong = (f"{o}: {'ABCD'[options.index(o)]}" for o in (q.key, q.wrong))
+    lines = "\n".join(f"{letter}. {o}" for letter, o in zip("ABCD", offered, strict=True))
+    right, wrong = (f"{o}: {'ABCD'[offered.index(o)]}" for o in (q.key, q.wrong))
     return Question(f"{q.text}\n{lines}", right, wrong, "multi-choice", f"choice {q.skill}", right[-1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 from random import Random
 from typing import Final
@@ -40,14 +41,35 @@ def render(scene: Scene, rng: Random) -> Image.Image:
             return _digits(scene, rng)
 
 
+def split_of(data: bytes) -> str:
+    """The split the bytes of a picture belong to: half of all pictures are the pool's."""
+    return ("pool", "pool", "tune", "report")[hashlib.blake2b(data, digest_size=1).digest()[0] % 4]
+
+
+def picture(scene: Scene, rng: Random, split: str) -> tuple[Image.Image, bytes]:
+    """A picture of a scene, and its bytes, that belongs to `split`; no picture belongs to two."""
+    for _ in range(200):
+        image = render(scene, rng)
+        data = encode(image)
+        if split_of(data) == split:
+            return image, data
+    raise ValueError(f"no drawing of {scene} belongs to {split}")
+
+
 def centre(place: str) -> tuple[int, int]:
     """(x, y) of the middle of a corner's cell, in pixels."""
     row, column = divmod(PLACES.index(place), 2)
     return SIDE // 4 + column * SIDE // 2, SIDE // 4 + row * SIDE // 2
 
 
+def _canvas(ground: str, rng: Random, width: int = SIDE) -> Image.Image:
+    """An empty picture whose ground is a little off its colour."""
+    red, green, blue = (c + rng.randint(-5, 5) for c in GROUNDS[ground])
+    return Image.new("RGB", (width, SIDE), (red, green, blue))
+
+
 def _shapes(scene: Shapes, rng: Random) -> Image.Image:
-    image = Image.new("RGB", (SIDE, SIDE), GROUNDS[scene.ground])
+    image = _canvas(scene.ground, rng)
     pen = ImageDraw.Draw(image)
     for item in scene.items:
         x, y = centre(item.place)
@@ -79,7 +101,7 @@ def _shape(pen: ImageDraw.ImageDraw, shape: str, box: Box, ink: tuple[int, int, 
 
 def _chart(scene: Chart, rng: Random) -> Image.Image:
     width, unit, base = SIDE * (1 + scene.wide), 4, SIDE - 5
-    image = Image.new("RGB", (width, SIDE), GROUNDS["white"])
+    image = _canvas("white", rng, width)
     pen = ImageDraw.Draw(image)
     for value in range(1, 10):  # tick marks, one a unit
         y = base - unit * value
@@ -107,7 +129,7 @@ def _write(text: str, scale: int) -> Image.Image:
 
 
 def _print(scene: Print, rng: Random) -> Image.Image:
-    image = Image.new("RGB", (SIDE, SIDE), GROUNDS[scene.ground])
+    image = _canvas(scene.ground, rng)
     mask = _write(scene.text, 2)
     at = ((SIDE - mask.width) // 2 + rng.randint(-3, 3), (SIDE - mask.height) // 2 + rng.randint(-4, 4))
     image.paste(INKS[scene.ink], at, mask)
@@ -115,7 +137,7 @@ def _print(scene: Print, rng: Random) -> Image.Image:
 
 
 def _table(scene: Table, rng: Random) -> Image.Image:
-    image = Image.new("RGB", (SIDE, SIDE), GROUNDS["white"])
+    image = _canvas("white", rng)
     pen = ImageDraw.Draw(image)
     split, row = 30 + rng.randint(-2, 2), 16
     for i, (word, number) in enumerate(scene.rows):
@@ -132,7 +154,7 @@ def _digits(scene: Digits, rng: Random) -> Image.Image:
         scale = rng.randint(4, 5) if len(scene.scans) == 1 else 3
         side = 8 * scale
         ink = Image.fromarray(scan(number)).resize((side, side), Image.Resampling.BILINEAR)
-        middle = SIDE * (2 * i + 1) // (2 * len(scene.scans))
+        middle = SIDE * (2 * i + 1) // (2 * len(scene.scans)) + rng.randint(-2, 2)
         at = (middle - side // 2, (SIDE - side) // 2 + rng.randint(-4, 4))
         image.paste(Image.merge("RGB", (ink, ink, ink)), at)
     return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -9,8 +10,8 @@ from typing import Final
 from harness.miniworld.vocabulary import COLOURS, GROUNDS, PLACES, SHAPES, WORDS
 
 SPLITS: Final = ("pool", "tune", "report")
-"""Disjoint uses of the handwritten digits: the pool (and pre-training), questions to choose settings on,
-questions to report."""
+"""Disjoint sets of pictures and scans: the pool and pre-training, questions to choose settings on, questions to
+report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def draw_digits(rng: Random, split: str = "pool") -> Digits:
     return Digits(tuple(labels()[s] for s in scans), scans)
 
 
-DRAW: Final = {
+DRAW: Final[dict[str, Callable[..., Scene]]] = {
     "shapes": draw_shapes,
     "chart": draw_chart,
     "print": draw_print,
