@@ -83,7 +83,6 @@ def _lmms14() -> Iterable[Benchmark]:
         n_items=4329,
         item_score="gpt_eval_score",
         recompute="mmbench",
-        cluster="index",
         generation={"max_new_tokens": 64},
     )
     yield Benchmark(
@@ -137,7 +136,7 @@ def _lmms14() -> Iterable[Benchmark]:
         chance=25.0,
         n_items=3127,
         item_score="accuracy.overall",
-        recompute="mean100",
+        recompute="mmt",
     )
     yield Benchmark(
         name="mme",
@@ -179,7 +178,7 @@ def _lmms14() -> Iterable[Benchmark]:
         chance=18.0,
         n_items=1000,
         item_score="llm_as_judge_eval.true_false",
-        recompute="mean100",
+        recompute="mathvista",
         judge="openai",
         generation={"max_new_tokens": 256},
     )

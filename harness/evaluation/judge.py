@@ -50,7 +50,7 @@ def _by_rules(benchmark: Benchmark, name: str, stored: list[Row]) -> tuple[list[
     rule = load_rule(name)
     rows = [replace(row, score=rule(row.answer, row.target)) for row in stored]
     _check_judged(benchmark, sum(r.score is None for r in rows), len(rows))
-    items = [Item(score=r.score or 0.0, cluster=r.cluster, stratum=r.stratum) for r in rows]
+    items = [Item(score=r.score or 0.0, group=r.group, stratum=r.stratum) for r in rows]
     return rows, make_score(benchmark, recomputed(benchmark, items), rows)
 
 

@@ -23,11 +23,11 @@ CIRCULAR_STEP: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One scored item: its score in [0, 1], what it depends on, and the part it is averaged in."""
+    """One scored item: its score in [0, 1], what it is scored together with, and the part it is averaged in."""
 
     score: float
-    cluster: str = ""
-    """Items of one cluster stand or fall together (image, pair, rotations of a question)."""
+    group: str = ""
+    """Items that the metric looks at together (a pair, the rotations of a question); empty: each by itself."""
     stratum: str = ""
     parsed: bool = True
     """False where no answer could be read from the text, so that the score is a guess or a zero."""
@@ -95,20 +95,20 @@ def _read_score(sample: Mapping[str, Any], path: str) -> Item:
 
 
 def _read_circular(sample: Mapping[str, Any], path: str) -> Item:
-    return replace(_read_score(sample, path), cluster=str(logged(sample, path)["group"]))
+    return replace(_read_score(sample, path), group=str(logged(sample, path)["group"]))
 
 
 def _read_pair(sample: Mapping[str, Any], path: str) -> Item:
     value = logged(sample, path)
     category = str(value["category"])
-    return replace(_read_score(sample, path), cluster=f"{category}/{value['pair']}", stratum=category)
+    return replace(_read_score(sample, path), group=f"{category}/{value['pair']}", stratum=category)
 
 
 def _read_mme(sample: Mapping[str, Any], path: str) -> Item:
     """MME logs perception and cognition under keys of their own: `{path}_perception_score` and so on."""
     value = next(sample[k] for k in (f"{path}_perception_score", f"{path}_cognition_score") if k in sample)
     category = str(value["category"])
-    return Item(score=float(value["score"]), cluster=f"{category}/{value['question_id']}", stratum=category)
+    return Item(score=float(value["score"]), group=f"{category}/{value['question_id']}", stratum=category)
 
 
 def _read_mmstar(sample: Mapping[str, Any], path: str) -> Item:
@@ -128,7 +128,7 @@ def _read_mmmu(sample: Mapping[str, Any], path: str) -> Item:
 
 def _read_mmbench(sample: Mapping[str, Any], path: str) -> Item:
     index = int(logged(sample, path)["index"])
-    return Item(score=math.nan, cluster=str(index % CIRCULAR_STEP))  # `_finish_mmbench` scores whole questions
+    return Item(score=math.nan, group=str(index % CIRCULAR_STEP))  # `_finish_mmbench` scores whole questions
 
 
 def _finish_mmbench(samples: Sequence[Mapping[str, Any]], items: Sequence[Item]) -> list[Item]:
@@ -145,7 +145,7 @@ def _finish_mmbench(samples: Sequence[Mapping[str, Any]], items: Sequence[Item])
         str(name): float(evaluator.eval_sub_data(part.sort_values("index"), answers, static_only=True))
         for name, part in rows.groupby(question)
     }
-    return [replace(item, score=hits[item.cluster]) for item in items]
+    return [replace(item, score=hits[item.group]) for item in items]
 
 
 def _mean(items: Sequence[Item]) -> float:
@@ -157,7 +157,7 @@ def _mean100(items: Sequence[Item]) -> float:
 
 
 def _mean_of_strata(items: Sequence[Item]) -> float:
-    parts = _group(items, lambda i: i.stratum)
+    parts = _parts(items, lambda i: i.stratum)
     return math.fsum(map(_mean, parts)) / len(parts)
 
 
@@ -167,9 +167,9 @@ def _hits_per_thousand(items: Sequence[Item]) -> float:
 
 
 def _all_or_nothing(items: Sequence[Item]) -> float:
-    """Share of clusters in which every item is right."""
-    clusters = _group(items, lambda i: i.cluster)
-    return math.fsum(min(i.score for i in c) for c in clusters) / len(clusters)
+    """Share of groups in which every item is right."""
+    groups = _parts(items, lambda i: i.group)
+    return math.fsum(min(i.score for i in g) for g in groups) / len(groups)
 
 
 def _all_or_nothing100(items: Sequence[Item]) -> float:
@@ -178,15 +178,15 @@ def _all_or_nothing100(items: Sequence[Item]) -> float:
 
 def _pairs(items: Sequence[Item]) -> float:
     """Sum over strata of accuracy plus the share of pairs with both right, in percent (MME's acc + acc+)."""
-    strata = _group(items, lambda i: i.stratum)
+    strata = _parts(items, lambda i: i.stratum)
     return math.fsum(100 * (_mean(part) + _all_or_nothing(part)) for part in strata)
 
 
-def _group(items: Sequence[Item], key: Callable[[Item], str]) -> list[list[Item]]:
-    groups: defaultdict[str, list[Item]] = defaultdict(list)
+def _parts(items: Sequence[Item], key: Callable[[Item], str]) -> list[list[Item]]:
+    parts: defaultdict[str, list[Item]] = defaultdict(list)
     for item in items:
-        groups[key(item)].append(item)
-    return list(groups.values())
+        parts[key(item)].append(item)
+    return list(parts.values())
 
 
 RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(

@@ -24,6 +24,7 @@ SCHEMA: Final = pa.schema(
         ("doc_id", pa.int32()),
         ("task", pa.string()),
         ("cluster", pa.string()),
+        ("group", pa.string()),
         ("stratum", pa.string()),
         ("input", pa.string()),
         ("target", pa.string()),
@@ -34,7 +35,12 @@ SCHEMA: Final = pa.schema(
         ("truncated", pa.bool_()),
     ]
 )
-"""`samples.parquet`: `doc_id` counts through all tasks of a group; `score` is null until judged."""
+"""`samples.parquet`, sorted by `doc_id`, which counts through all tasks of a group.
+
+`cluster` is the unit to resample (dependent items share it), `group` what the metric scores together, `stratum`
+the part that is averaged by itself; `input` is the sha256 of prompt, pixels and generation settings; `score` is
+null until judged.
+"""
 
 SAMPLES: Final = "samples.parquet"
 SCORE: Final = "score.json"
@@ -47,6 +53,7 @@ class Row:
     doc_id: int
     task: str
     cluster: str
+    group: str
     stratum: str
     input: str
     target: str
@@ -85,6 +92,7 @@ def make_rows(
                 doc_id=offsets[task] + doc_id,
                 task=task,
                 cluster=_cluster(benchmark, sample, item, offsets[task] + doc_id),
+                group="" if item is None else item.group,
                 stratum=_stratum(item, task, len(offsets)),
                 input=answer.input,
                 target=str(sample["target"]),
@@ -107,12 +115,10 @@ def _offsets(result: EngineResult) -> dict[str, int]:
 
 
 def _cluster(benchmark: Benchmark, sample: Sample, item: Item | None, doc_id: int) -> str:
-    """The recipe's own cluster, else the document's column, else the item by itself."""
-    if item is not None and item.cluster:
-        return item.cluster
+    """The document's column where the benchmark names one, else what is scored together, else the item itself."""
     if benchmark.cluster:
         return str(sample["doc"][benchmark.cluster])
-    return str(doc_id)
+    return item.group if item is not None and item.group else str(doc_id)
 
 
 def _stratum(item: Item | None, task: str, n_tasks: int) -> str:
