@@ -7,7 +7,6 @@ a recipe live in `harness.types.TrainSpec`, those of a selector in its Config.
 from __future__ import annotations
 
 import dataclasses
-import typing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -92,14 +91,11 @@ class ExecutorSchema:
 
 def _recipe_schema() -> type[Any]:
     """TrainSpec with the types OmegaConf knows, and without the seed, which belongs to the cell."""
-    hints = typing.get_type_hints(TrainSpec)
-    plain = {float: float, int: int, bool: bool}
-    fields = [
-        (f.name, plain.get(hints[f.name], str), f.default)
-        for f in dataclasses.fields(TrainSpec)
-        if f.name != "seed"
-    ]
+    fields = [(f.name, type(f.default), f.default) for f in dataclasses.fields(TrainSpec) if f.name != "seed"]
     return dataclasses.make_dataclass("Recipe", [("name", str, "custom"), *fields])
+
+
+RecipeSchema = _recipe_schema()
 
 
 @dataclass
@@ -110,7 +106,7 @@ class RunSchema:
     selector: Any = MISSING
     budget: Any = 0.1
     backbone: BackboneSchema = field(default_factory=BackboneSchema)
-    recipe: Any = field(default_factory=_recipe_schema())
+    recipe: Any = field(default_factory=RecipeSchema)
     suite: SuiteSchema = field(default_factory=SuiteSchema)
     evaluation: EvaluationSchema = field(default_factory=EvaluationSchema)
     baselines: BaselinesSchema = field(default_factory=BaselinesSchema)
@@ -146,7 +142,7 @@ def register_schemas() -> None:
     """Tell Hydra about the schemas and about every installed selector."""
     store = ConfigStore.instance()
     store.store(name="schema", node=RunSchema)
-    store.store(group="recipe", name="base", node=_recipe_schema())
+    store.store(group="recipe", name="base", node=RecipeSchema)
     for group, node in (
         ("pool", PoolSchema),
         ("backbone", BackboneSchema),

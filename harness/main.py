@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
-import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, unknown_name
+from harness.errors import HarnessError
 
 
 class SweepFailed(HarnessError):
@@ -60,23 +61,33 @@ def _errors(cells: Sequence[Any], sweep: Any, failures: Any) -> list[Exception |
 
 def show_report(sweep: Any, console: Any) -> None:
     """Print the table of a sweep and write its report folder."""
-    from harness.reporting import write_report
+    from harness.reporting import show_table, write_report
 
     folder = Path(sweep.settings.report) if sweep.settings.report else None
-    text, written = write_report(sweep.store, sweep.name, folder, color=console.is_terminal, width=console.width)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    show_table(sweep.store, sweep.name, console)
+    written = write_report(sweep.store, sweep.name, folder)
     console.print(f"Report: {written / 'index.html'}", highlight=False, soft_wrap=True)
 
 
-def _task(cfg: Any) -> None:
-    """One cell, or one job under a launcher other than ours."""
-    from omegaconf import OmegaConf
+@dataclasses.dataclass(slots=True)
+class _Task:
+    """One cell, or one job under a launcher other than ours.
 
-    OmegaConf.set_readonly(cfg, True)
-    print("One cell: no baselines are added; sweep with -m to have them.", file=sys.stderr)
-    error = run_cells([cfg], command=" ".join(["python -m harness", *sys.argv[1:]]), baselines=False)[0]
-    if error is not None:
-        raise error
+    Errors are kept rather than raised, because Hydra would announce them in its own words first.
+    """
+
+    error: Exception | None = None
+
+    def __call__(self, cfg: Any) -> None:
+        print("One cell: no baselines are added; sweep with -m to have them.", file=sys.stderr)
+        try:
+            self.error = run_cells([cfg], command=_command(), baselines=False)[0]
+        except HarnessError as e:
+            self.error = e
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "harness", *sys.argv[1:]])
 
 
 def selector_files(arguments: list[str]) -> list[str]:
@@ -116,34 +127,19 @@ def _run_hydra(arguments: list[str]) -> None:
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
+    from harness.complaints import complaint, missing_option
     from harness.config import register_schemas
 
     importlib.import_module("hydra_plugins.sievebench").register()
     register_schemas()
     sys.argv = [sys.argv[0] if sys.argv else "harness", *arguments]
-    decorated = hydra.main(version_base="1.3", config_path="pkg://harness.conf", config_name="config")(_task)
+    task = _Task()
+    run = hydra.main(version_base="1.3", config_path="pkg://harness.conf", config_name="config")(task)
     try:
-        decorated()
+        run()
     except MissingConfigException as e:
-        raise _missing_option(e) from None
+        raise missing_option(e, list(e.options) if e.options else None) from None
     except (HydraException, OmegaConfBaseException) as e:
-        raise HarnessError(_sentence(e)) from None
-
-
-def _missing_option(error: Any) -> HarnessError:
-    """A group option nobody provides, named with the closest one."""
-    found = re.search(r"Could not find '([^']+)'", str(error))
-    if found is None or error.options is None:
-        return HarnessError(_sentence(error))
-    group, _, name = found.group(1).rpartition("/")
-    options = [o for o in error.options if o not in ("base", "schema")]
-    return unknown_name(group, name, options)
-
-
-def _sentence(error: BaseException) -> str:
-    """The first line of a library's message and of its cause: what a user needs of it."""
-    lines = [str(error).strip().splitlines()[0]]
-    cause = error.__cause__
-    if cause is not None and str(cause).strip():
-        lines.append(str(cause).strip().splitlines()[0])
-    return " ".join(lines)
+        raise complaint(e) from None
+    if task.error is not None:
+        raise task.error

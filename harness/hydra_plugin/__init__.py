@@ -5,6 +5,7 @@ Imported as `hydra_plugins.sievebench`, the only namespace Hydra 1.3 accepts plu
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class SievebenchLauncher(Launcher):
         configs = [
             self._compose(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)
         ]
-        errors = run_cells(configs, command=" ".join(["python -m harness", *sys.argv[1:]]), baselines=True)
+        command = shlex.join(["python", "-m", "harness", *sys.argv[1:]])
+        errors = run_cells(configs, command=command, baselines=True)
         return [
             _returned(overrides, cfg, error)
             for overrides, cfg, error in zip(job_overrides, configs, errors, strict=True)
@@ -60,10 +62,25 @@ class SievebenchLauncher(Launcher):
         return cfg
 
 
+class SweepJobReturn(JobReturn):
+    """A job's result whose error is raised as it is; Hydra's own would announce it in its words first."""
+
+    @property
+    def return_value(self) -> Any:
+        """The job's value; raises the error of a failed job."""
+        if self.status == JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
 def _returned(overrides: Sequence[str], cfg: DictConfig, error: Exception | None) -> JobReturn:
     status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
     result: Any = 0 if error is None else error
-    return JobReturn(overrides=overrides, cfg=cfg, status=status, _return_value=result)
+    return SweepJobReturn(overrides=overrides, cfg=cfg, status=status, _return_value=result)
 
 
 def register() -> None:
