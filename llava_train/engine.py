@@ -1,0 +1,175 @@
+"""DeepSpeed as this recipe uses it: one step over any number of packs, learning rates by part, checkpoints."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.types import TrainSpec
+from llava_train.model import Losses, PackedModel
+from llava_train.packs import Pack
+from llava_train.world import World
+
+log = logging.getLogger(__name__)
+
+VISION: Final = "vision"
+REST: Final = "rest"
+F = TypeVar("F")
+_BUCKET: Final = 500_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one optimiser step did, summed over all ranks."""
+
+    loss: float
+    """The objective: weighted as the recipe says."""
+    token_loss: float
+    """Mean over all target tokens, in nats."""
+    grad_norm: float
+    """Norm of the whole gradient before clipping."""
+
+
+def learning_rate(step: int, steps: int, peak: float, spec: TrainSpec) -> float:
+    """Learning rate of step `step` in [0, steps): linear warm-up from exactly 0, then cosine to 0.
+
+    The same as transformers' `get_cosine_schedule_with_warmup`, except that a run of one step has no warm-up,
+    because it would train nothing.
+    """
+    warmup = min(math.ceil(spec.warmup * steps), steps - 1)
+    if step < warmup:
+        return peak * step / warmup
+    if spec.schedule == "constant":
+        return peak
+    progress = (step - warmup) / (steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def parameter_groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
+    """Optimiser groups by part of the model: `name`, `peak`, `params`, `weight_decay`.
+
+    Weight decay, where there is any, spares biases, norms and the newline vector.
+    """
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = VISION if "vision_tower" in name else REST
+        decays = spec.weight_decay > 0 and parameter.ndim > 1
+        peak = spec.vision_learning_rate if part == VISION else spec.learning_rate
+        fresh: dict[str, Any] = {"name": part, "peak": peak, "lr": 0.0, "params": []}
+        fresh["weight_decay"] = spec.weight_decay if decays else 0.0
+        groups.setdefault((part, decays), fresh)["params"].append(parameter)
+    return list(groups.values())
+
+
+def deepspeed_config(spec: TrainSpec, parameters: int) -> dict[str, Any]:
+    """The DeepSpeed configuration, with every default that moved between releases written out.
+
+    There is no optimizer block: with one, learning rates by part are lost without a word.
+    """
+    bucket = min(_BUCKET, max(parameters, 1))
+    zero: dict[str, Any] = {
+        "stage": spec.zero_stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "round_robin_gradients": False,
+    }
+    if spec.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": spec.max_grad_norm,
+        "prescale_gradients": False,
+        "bf16": {"enabled": spec.dtype == "bfloat16", "check_grad_overflow": True},
+        "fp16": {"enabled": False},
+        "zero_optimization": zero,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """A model with its optimiser, sharded over the ranks of a world."""
+
+    def __init__(self, model: PackedModel, spec: TrainSpec, steps: int, world: World) -> None:
+        import deepspeed
+
+        # This operation would be compiled at run time, with whatever compiler there is; gloo will do.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        _import_muon_uncompiled()
+        if spec.freeze_vision:
+            model.model.model.vision_tower.requires_grad_(False)
+        self.spec, self.steps, self.world = spec, steps, world
+        model.to(world.device)
+        groups = parameter_groups(model, spec)
+        optimizer = torch.optim.AdamW(groups, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, fused=True)
+        config = deepspeed_config(spec, sum(p.numel() for g in groups for p in g["params"]))
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config
+        )
+
+    @property
+    def model(self) -> PackedModel:
+        model: PackedModel = self.deepspeed.module
+        return model
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Learning rate of each part, as the optimiser has it now."""
+        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+
+    def step(self, step: int, packs: Sequence[Pack]) -> StepResult:
+        """Run this rank's packs of one global batch and update the weights once."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.steps, group["peak"], self.spec)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        for pack in packs:
+            losses = self.deepspeed(pack.to(self.world.device))
+            sums += _sums(losses)
+            # DeepSpeed averages gradients over ranks; the weights already sum to one over the global batch.
+            self.deepspeed.backward(losses.total * self.world.size)
+        self.deepspeed.step()
+        if self.world.size > 1:
+            torch.distributed.all_reduce(sums)
+        loss, token_sum, tokens = sums.tolist()
+        return StepResult(
+            loss=loss,
+            token_loss=token_sum / max(tokens, 1),
+            grad_norm=float(self.deepspeed.get_global_grad_norm()),
+        )
+
+
+def _sums(losses: Losses) -> Tensor:
+    """Weighted loss, summed token losses and number of tokens; (3,), float64."""
+    tokens = losses.tokens.double()
+    return torch.stack([losses.total.detach().double(), tokens.sum(), torch.ones_like(tokens).sum()])
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon optimiser, which every first step does, without loading torch's compiler for it.
+
+    Nothing here uses Muon; its import alone costs over two seconds of every run.
+    """
+    from deepspeed.runtime import compiler
+
+    def uncompiled() -> Callable[[F], F]:
+        return lambda function: function
+
+    compiled, compiler.compile = compiler.compile, uncompiled
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compiled

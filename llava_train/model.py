@@ -1,0 +1,164 @@
+"""The model as training runs it: packed rows, loss only where there are targets, always the same operations."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import types
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.errors import HarnessError
+from llava_train.packs import Pack
+
+log = logging.getLogger(__name__)
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+SEGMENTED: Final = "sdpa_segmented"
+"""Attention sample by sample: no mask of T x T, and the fast causal kernel on every device."""
+
+
+class Losses(NamedTuple):
+    """What a packed forward gives back."""
+
+    total: Tensor
+    """Weighted sum of the token losses; scalar, differentiable."""
+    tokens: Tensor
+    """Loss of each target in nats; (S,), detached."""
+
+
+def load_backbone(path: str | Path, dtype: str = "float32", attention: Attention = "sdpa") -> Any:
+    """Load a `LlavaOnevisionForConditionalGeneration` folder strictly, in training mode, on the CPU.
+
+    Raises HarnessError where there is no such folder, or weights are missing or left over.
+    """
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise HarnessError(f"there is no model at {folder}: it has no config.json.")
+    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    wrong = {k: sorted(map(str, v)) for k, v in info.items() if v and k != "error_msgs"}
+    if wrong:
+        shown = "; ".join(f"{k}: {', '.join(v[:3])} ({len(v)})" for k, v in wrong.items())
+        raise HarnessError(
+            f"the weights in {folder} do not fit its config.json ({shown}): a LLaVA-NeXT checkpoint is first "
+            "converted with llava_train.weights.convert."
+        )
+    if attention == "sdpa":
+        _register_segmented()
+        model.model.language_model.set_attn_implementation(SEGMENTED)
+    return model.train()
+
+
+def _register_segmented() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(SEGMENTED, segmented_attention)
+
+
+def segmented_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    bounds: tuple[int, ...],
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each [bounds[i], bounds[i+1]) of a row; (1, heads, T, d) to (1, T, heads, d)."""
+    grouped = bool(query.shape[1] != key.shape[1])
+    parts = [
+        F.scaled_dot_product_attention(
+            query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], is_causal=True, scale=scaling, enable_gqa=grouped
+        )
+        for a, b in itertools.pairwise(bounds)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+class PackedModel(nn.Module):
+    """A LLaVA-OneVision that takes packs and gives their loss."""
+
+    def __init__(self, model: Any, *, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        # The inner module's own forward is replaced, not called round: `image_newline` is a bare parameter of it,
+        # and ZeRO-3 gathers parameters in the forward of the module that owns them.
+        model.model.forward = types.MethodType(_hidden_states, model.model)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def forward(self, pack: Pack) -> Losses:
+        hidden = self.model.model(pack)
+        logits = self.model.lm_head(hidden[pack.read_at]).float()
+        tokens = F.cross_entropy(logits, pack.targets, reduction="none")
+        return Losses(total=(tokens * pack.weights).sum(), tokens=tokens.detach())
+
+
+def _hidden_states(model: Any, pack: Pack) -> Tensor:
+    """Last hidden states, (T, d), of a pack; the forward of the inner `LlavaOnevisionModel`.
+
+    A pack without images sends one blank tile through the tower and uses none of its features: the operations,
+    and with them the order of gradients, are the same on all ranks.
+    """
+    embeddings = model.get_input_embeddings()(pack.ids)
+    features = _image_features(model, pack)[: len(pack.image_at)].to(embeddings.dtype)
+    embeddings = embeddings.index_copy(0, pack.image_at, features)
+    hidden: Tensor = model.language_model(
+        inputs_embeds=embeddings[None],
+        position_ids=pack.positions[None],
+        attention_mask=None,
+        use_cache=False,
+        **_row_bounds(model, pack),
+    ).last_hidden_state[0]
+    return hidden
+
+
+def _row_bounds(model: Any, pack: Pack) -> dict[str, Any]:
+    """What the attention needs to keep samples apart without looking at positions in every layer."""
+    attention = model.language_model.config._attn_implementation
+    if attention == SEGMENTED:
+        return {"bounds": pack.bounds}
+    if attention == "flash_attention_2":
+        starts = torch.tensor(pack.bounds, dtype=torch.int32, device=pack.ids.device)
+        longest = max(b - a for a, b in itertools.pairwise(pack.bounds))
+        return {
+            "cu_seq_lens_q": starts,
+            "cu_seq_lens_k": starts,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+    return {}
+
+
+def _image_features(model: Any, pack: Pack) -> Tensor:
+    """Features of all images of a pack, in order, newline tokens included; (I, d)."""
+    config = model.config
+    pixels = normalise(pack.tiles)
+    layer = config.vision_feature_layer
+    tower = model.vision_tower(pixels, output_hidden_states=layer, return_dict=True)
+    picked = [layer] if isinstance(layer, int) else layer
+    states = torch.cat([tower.hidden_states[i] for i in picked], dim=-1)
+    projected = torch.split(model.multi_modal_projector(states), list(pack.splits))
+    packed, _ = model.pack_image_features(
+        projected, pack.sizes, image_newline=model.image_newline, vision_aspect_ratio=config.vision_aspect_ratio
+    )
+    return torch.cat(packed)
+
+
+def normalise(tiles: Tensor) -> Tensor:
+    """uint8 tiles to the tower's input in [-1, 1], float32: mean and deviation 0.5."""
+    return (tiles.float() / 255 - 0.5) / 0.5
