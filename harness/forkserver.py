@@ -21,6 +21,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from harness.provenance import provenance
+
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.02
 
@@ -39,6 +41,7 @@ def serve(answers: int, modules: list[str]) -> None:
             importlib.import_module(name)
         except Exception:  # a job that needs it will say why, with its own log
             traceback.print_exc()
+    provenance()  # asked of git once here, not by every job
     _freeze()
     _say(answers, {"ready": os.getpid()})
     children: dict[int, str] = {}
