@@ -1,0 +1,161 @@
+"""What every installed selector promises, whoever wrote it."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from selector_zoo.passes.tokens import COLUMNS as TOKEN_COLUMNS
+
+from harness.api import Features, PassContext, Selector
+from harness.keys import digest, mix64, seed64
+from harness.pool import Pool
+from harness.registry import configured, feature_pass, selector, selector_names, selector_spec
+from harness.stages.select import checked
+from tests.support import write_pool
+
+N = 60
+NAMES = selector_names()
+
+GOLDEN: dict[tuple[str, int], str] = {
+    ("clip_score", 1): "a3b7a0c1534c4cc43bbf9d6e1c2697277ffb600ad7c50aff588f91b9dcd141e0",
+    ("full", 1): "ffa11ef7cbb6c8a309eff770874d2c219e7cd63bdbe2c65780582bbca5a621e5",
+    ("length", 1): "558234310cf3948a3e6ec1ceb3d04776dfa54aef625b86ca7356d87f33cf92b7",
+    ("random", 1): "6c76b381ad349ce8de4bc0e46e808fb512623adb31197a416d935de623ffb9b0",
+}
+"""Digest of the uids kept of a fixed pool with synthetic columns, by selector and version.
+
+Whoever changes what a selector keeps raises its version and adds a line here.
+"""
+
+
+def synthetic(name: str, pool: Pool) -> dict[str, npt.NDArray[Any]]:
+    """Columns of the shapes and types of a pass, made from the samples' uids."""
+    noise = mix64(pool.column("uid_hash64"), seed64(name))
+    if name == "tokens":
+        return {c: (noise % (17 + i)).astype(np.int32) for i, c in enumerate(TOKEN_COLUMNS)}
+    unit = (noise / 2.0**64).astype(np.float32)
+    return {"cosine": np.where(pool.column("n_images") > 0, unit, np.nan).astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny untrained models of the real classes, by the alias a pass asks for."""
+    from harness.miniworld.architecture import build_untrained
+    from tests.models import build_clip
+
+    root = tmp_path_factory.mktemp("models")
+    build_untrained("tiny", root / "tiny", seed=0)
+    build_clip(root / "clip", tokenizer=root / "tiny")
+    return {"mid": root / "tiny", "miniworld:clip": root / "clip"}
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pool]:
+    """The same samples in two orders."""
+    root = tmp_path_factory.mktemp("pools")
+    order = list(range(N))
+    random.Random(0).shuffle(order)
+    return {"straight": write_pool(root / "a", N), "shuffled": write_pool(root / "b", N, order=order)}
+
+
+@pytest.fixture(scope="module")
+def features(pools: dict[str, Pool], models: dict[str, Path]) -> Callable[[Selector, str], Features]:
+    """Real passes over the pools, computed once for all tests."""
+    cache: dict[tuple[str, str, str], dict[str, npt.NDArray[Any]]] = {}
+
+    def computed(chosen: Selector, pool: str) -> Features:
+        found = {}
+        for ref in chosen.needs():
+            at = (pool, ref.name, digest(ref.config))
+            if at not in cache:
+                plugin = feature_pass(ref.name)
+                context = PassContext(model_path=str(models[ref.model]) if ref.model else "")
+                feature = plugin.cls(configured(plugin.cls, ref.config), context)
+                feature.open()
+                cache[at] = feature.run(pools[pool], 0, N)[0]
+            found[ref.label] = cache[at]
+        return found
+
+    return computed
+
+
+def make(name: str) -> Selector:
+    plugin = selector(name)
+    made: Selector = plugin.cls(configured(plugin.cls, {}))
+    return made
+
+
+def choose(
+    name: str, pools: dict[str, Pool], features: Callable[[Selector, str], Features], n: int, seed: int, pool: str
+) -> npt.NDArray[np.int32]:
+    made = make(name)
+    columns = features(made, pool)
+    scores = made.score(pools[pool], columns) or {}
+    return checked(made.select(pools[pool], scores, columns, n, seed), pools[pool], n, name)
+
+
+def budgets(name: str) -> list[int]:
+    return [N] if name == "full" else [1, 7, 30, 59, 60]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_budgets_are_exact_and_choices_repeatable(name: str, pools: Any, features: Any) -> None:
+    for n in budgets(name):
+        for seed in (0, 3):
+            first = choose(name, pools, features, n, seed, "straight")
+            assert len(set(first.tolist())) == n
+            assert first.tolist() == choose(name, pools, features, n, seed, "straight").tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_the_pool_does_not_matter(name: str, pools: Any, features: Any) -> None:
+    for n in budgets(name):
+        chosen = []
+        for pool in ("straight", "shuffled"):
+            uids = pools[pool].uids()
+            chosen.append({uids[i] for i in choose(name, pools, features, n, 1, pool)})
+        assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "full"])
+def test_nested_selectors_are_nested(name: str, pools: Any, features: Any) -> None:
+    kept = [set(choose(name, pools, features, n, 2, "straight").tolist()) for n in (5, 20, 45)]
+    nested = kept[0] < kept[1] < kept[2]
+    assert nested or not selector(name).cls.nested
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_importing_a_selector_does_not_import_torch(name: str) -> None:
+    module = selector(name).cls.__module__
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_choices_change_only_with_the_version(name: str, pools: Any) -> None:
+    pool, made = pools["straight"], make(name)
+    columns = {ref.label: synthetic(ref.name, pool) for ref in made.needs()}
+    scores = made.score(pool, columns) or {}
+    kept = made.select(pool, scores, columns, N if name == "full" else 10, 0).positions
+    uids = pool.uids()
+    assert digest([uids[i] for i in kept]) == GOLDEN[(name, made.version)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_selector_says_what_it_is(name: str) -> None:
+    cls = selector(name).cls
+    assert cls.name == name
+    assert cls.version >= 1
+    assert cls.__doc__
+    assert cls.Config.__doc__
+    assert selector_spec(name, {}).distribution
+    assert sys.modules[cls.__module__].__doc__
