@@ -131,6 +131,19 @@ class Engine:
         """Learning rate of each part, as the optimiser has it now."""
         return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
 
+    @property
+    def skipped(self) -> int:
+        """Steps whose gradient was not finite, which DeepSpeed leaves out without an error."""
+        return int(self.deepspeed.skipped_steps)
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights by their names in memory; whole on the first rank, at ZeRO-3 gathered by all."""
+        if self.spec.zero_stage == 3:
+            gathered = self.deepspeed._zero3_consolidated_16bit_state_dict() or {}
+            return {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
+        state: dict[str, Tensor] = self.model.model.state_dict()
+        return state
+
     def step(self, step: int, packs: Sequence[Pack]) -> StepResult:
         """Run this rank's packs of one global batch and update the weights once."""
         for group in self.optimizer.param_groups:
