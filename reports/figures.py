@@ -161,7 +161,8 @@ class Drawing:
         text = self.svg[self.svg.index("<svg") :]
         text = text.replace("#000000", "currentColor").replace("#0072b2", "var(--blue, #0072b2)")
         text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-        text = re.sub(r' id="[a-z0-9]+_[0-9]+"', "", text)
+        used = set(re.findall(r"#([\w.-]+)", text))
+        text = re.sub(r' id="([^"]+)"', lambda m: m.group() if m.group(1) in used else "", text)
         label = escape(f"{self.caption}, {self.backbone}")
         return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{label}"', text, count=1)
 

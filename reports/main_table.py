@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -101,7 +101,7 @@ def _row(
         ),
         role=ROLES.get(m.group.method, "method"),
         n=m.group.n_trials,
-        dagger=bool(_defects(m, random)),
+        dagger=bool(_defects(m)),
     )
 
 
@@ -174,7 +174,7 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _defects(m: MethodSummary, random: MethodSummary | None) -> list[str]:
+def _defects(m: MethodSummary) -> list[str]:
     """What a reader must know before trusting a row; each earns the row its dagger and a footnote."""
     group, found = m.group, []
     runs, complete = len(group.seeds), int(group.complete.sum())
@@ -182,7 +182,7 @@ def _defects(m: MethodSummary, random: MethodSummary | None) -> list[str]:
         found.append(f"{runs - complete} of {runs} runs lack a benchmark and are left out of /FULL")
     if group.external:
         found.append("scores come from outside of this study")
-    if m is random and group.n_trials < FEW_RANDOM_RUNS:
+    if group.method == RANDOM and group.n_trials < FEW_RANDOM_RUNS:
         runs_known = "1 run" if group.n_trials == 1 else f"{group.n_trials} runs"
         found.append(f"{runs_known} known; fewer than {FEW_RANDOM_RUNS} say little about the noise")
     return found
@@ -220,15 +220,15 @@ def _runs(summaries: Sequence[BackboneSummary]) -> str:
 
 
 def _footnotes(summaries: Sequence[BackboneSummary], options: TableOptions) -> tuple[str, ...]:
-    notes = []
-    for s in summaries:
-        if s.full is None:
-            notes.append(f"{s.grid.backbone}: no full run, so /FULL is not defined.")
-        for methods in (*s.budgets, (s.full,) if s.full else ()):
-            random = next((m for m in methods if m.group.method == RANDOM), None)
-            if random is None and methods[0] is not s.full:
-                notes.append(f"{s.grid.backbone}, {methods[0].group.budget}: no random run, so >Rand is n/a.")
-            for m in methods:
-                name = f"{s.grid.backbone}, {m.group.budget}, {method_title(m.group.method, options.titles)}"
-                notes.extend(f"{DAGGER} {name}: {defect}." for defect in _defects(m, random))
-    return tuple(notes)
+    return tuple(note for s in summaries for note in _backbone_footnotes(s, options))
+
+
+def _backbone_footnotes(s: BackboneSummary, options: TableOptions) -> Iterator[str]:
+    if s.full is None:
+        yield f"{s.grid.backbone}: no full run, so /FULL is not defined."
+    for methods in s.budgets:
+        if methods[0].group.method != RANDOM:
+            yield f"{s.grid.backbone}, {methods[0].group.budget}: no random run, so >Rand is n/a."
+    for m in s.methods:
+        name = f"{s.grid.backbone}, {m.group.budget}, {method_title(m.group.method, options.titles)}"
+        yield from (f"{DAGGER} {name}: {defect}." for defect in _defects(m))

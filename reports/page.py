@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports.cost import total, unit
-from reports.figures import Drawing
 from reports.main_table import method_title
 from reports.render_html import table_html
 from reports.summary import BackboneSummary, MethodSummary
@@ -23,6 +22,7 @@ from reports.verdicts import sentences
 
 if TYPE_CHECKING:
     from reports.build import Report
+    from reports.figures import Drawing
 
 _MIME: Final = {".md": "text/markdown", ".tex": "application/x-tex", ".csv": "text/csv"}
 

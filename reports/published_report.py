@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from reports import published
 from reports.build import Report, ReportMeta, drawings_of, summarise_report
-from reports.page import page
 from reports.render import Format, render
 
 
@@ -27,5 +26,7 @@ def published_report(name: str, form: Format = "md") -> str:
     report = published_study(name)
     if form != "html":
         return render(report.table, form)
+    from reports.page import page  # with Jinja2 and matplotlib, which text does without
+
     downloads = {"table.md": render(report.table, "md"), "table.csv": render(report.table, "csv")}
     return page(report, drawings_of(report), downloads)
