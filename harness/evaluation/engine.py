@@ -11,13 +11,11 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.evaluation.environment import isolated
+from harness.evaluation.reading import Sample
 from harness.evaluation.tasks import task_manager
 from harness.types import EvalSpec, Json
 
 log = logging.getLogger(__name__)
-
-Sample = Mapping[str, Any]
-"""One logged item of lmms-eval, its document included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

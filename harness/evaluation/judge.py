@@ -12,7 +12,8 @@ from harness.errors import HarnessError
 from harness.evaluation.engine import run_task
 from harness.evaluation.environment import prepare_environment
 from harness.evaluation.journal import Answer
-from harness.evaluation.recompute import Item, recomputed
+from harness.evaluation.reading import Item
+from harness.evaluation.recompute import recomputed
 from harness.evaluation.results import SAMPLES, SCORE, Row, make_score, read_rows, write_rows, write_score
 from harness.evaluation.scoring import score_run
 from harness.evaluation.validate import check_items

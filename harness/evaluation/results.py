@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.benchmarks import Benchmark
-from harness.evaluation.engine import EngineResult, Sample
+from harness.evaluation.engine import EngineResult
 from harness.evaluation.journal import Answer
-from harness.evaluation.recompute import Item
+from harness.evaluation.reading import Item, Sample
 from harness.files import write_json
 from harness.types import BenchmarkScore, EvalSpec, Json
 

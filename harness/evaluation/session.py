@@ -45,6 +45,7 @@ class EvalSession:
         """
         from harness.evaluation.adapter import SieveLlavaOv
 
+        partial = partial.resolve()  # lmms-eval runs in a folder of its own
         model = SieveLlavaOv.of(
             self._checkpoint,
             batch_size=self._batch_size,

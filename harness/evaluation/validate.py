@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.benchmarks import Benchmark
-from harness.evaluation.engine import EngineResult, Sample
-from harness.evaluation.recompute import TOLERANCE, Item, recomputed
+from harness.evaluation.engine import EngineResult
+from harness.evaluation.reading import Item, Sample
+from harness.evaluation.recompute import TOLERANCE, recomputed
 
 
 class InvalidRun(Exception):
