@@ -7,15 +7,18 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.miniworld.captions import brief, fragments
 from harness.miniworld.render import picture
 from harness.miniworld.scenes import DRAW, Scene
-from llava_train.chat import END, specials
+from llava_train.chat import END, IMAGE, prompt_ids, specials
 from llava_train.tiles import Geometry, cut, tokens_of
 
 if TYPE_CHECKING:
     import torch
+
+Ints = npt.NDArray[Any]
 
 CAPTIONS: Final = 5
 """Captions of one picture; the picture is encoded once for all of them."""
@@ -35,7 +38,7 @@ class Batch:
     ids: torch.Tensor
     """int64, shape (B, L)."""
     positions: torch.Tensor
-    """int64, shape (B, L); every caption starts right after the picture."""
+    """int64, shape (B, L); every caption continues the prompt."""
     mask: torch.Tensor
     """float32, shape (B, 1, L, L); 0 where a token may look, -inf elsewhere."""
     targets: torch.Tensor
@@ -63,7 +66,8 @@ def _collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometr
     pixels = np.stack([cut(image, geometry) for image in images]).astype(np.float32) / 127.5 - 1
     n_image = tokens_of(height, width, geometry)
     marks = specials(tokenizer)
-    rows = [_row(_captions(scene, rng, tokenizer), n_image, marks.image, marks.newline) for scene in scenes]
+    prompt = prompt_ids(tokenizer, IMAGE, [n_image])
+    rows = [_row(prompt, _captions(scene, rng, tokenizer)) for scene in scenes]
     length = max(len(ids) for ids, _, _ in rows)
     ids, group, target = (
         np.stack([np.pad(row[i], (0, length - len(row[i])), constant_values=fill) for row in rows])
@@ -73,7 +77,7 @@ def _collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometr
         pixels=torch.from_numpy(pixels),
         sizes=torch.tensor([[height, width]] * len(images)),
         ids=torch.from_numpy(ids),
-        positions=torch.from_numpy(_positions(group, n_image, rng)),
+        positions=torch.from_numpy(_positions(ids, group, marks.image, rng)),
         mask=torch.from_numpy(_mask(group)),
         targets=torch.from_numpy(target),
     )
@@ -85,31 +89,33 @@ def _captions(scene: Scene, rng: Random, tokenizer: Any) -> list[list[int]]:
     return list(tokenizer([t + END for t in texts], add_special_tokens=False).input_ids)
 
 
-Row = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
+def _row(prompt: Ints, captions: list[list[int]]) -> tuple[Ints, Ints, Ints]:
+    """Token ids, caption number (0: the prompt) and next token of one packed row.
 
-
-def _row(captions: list[list[int]], n_image: int, image: int, newline: int) -> Row:
-    """Token ids, caption number (0: the picture) and next token of one packed row."""
-    ids, group, target = [image] * n_image, [0] * n_image, [-100] * n_image
+    Every caption follows the prompt directly: each has its own copy of the prompt's last token.
+    """
+    ids, group, target = list(prompt[:-1]), [0] * (len(prompt) - 1), [-100] * (len(prompt) - 1)
     for number, caption in enumerate(captions, 1):
-        ids += [newline, *caption]
+        ids += [prompt[-1], *caption]
         group += [number] * (len(caption) + 1)
         target += [*caption, -100]
     return np.array(ids), np.array(group), np.array(target)
 
 
-def _positions(group: np.ndarray[Any, Any], n_image: int, rng: Random) -> np.ndarray[Any, Any]:
-    """Positions that restart for every caption, a random gap after the picture, where a question may come to
-    stand in training; otherwise captions would learn to look a fixed distance back."""
+def _positions(ids: Ints, group: Ints, image: int, rng: Random) -> Ints:
+    """Positions that restart for every caption, a random gap after the picture, where a question will stand in
+    training; without it captions would learn to look a fixed distance back."""
     index = np.arange(group.shape[1])
-    starts = np.where(np.diff(group, axis=1, prepend=0) != 0, index, 0)
-    offset = index - np.maximum.accumulate(starts, axis=1)
-    gaps = np.array([[0, *(rng.randint(0, GAP) for _ in range(CAPTIONS))] for _ in group])
-    return np.where(group == 0, index, n_image + offset + np.take_along_axis(gaps, np.maximum(group, 0), axis=1))
+    first = np.argmax(group > 0, axis=1)[:, None]
+    starts = np.where((np.diff(group, axis=1, prepend=0) != 0) & (group > 0), index, 0)
+    restarted = index - np.maximum.accumulate(starts, axis=1) + first
+    after = np.maximum.accumulate(ids == image, axis=1) & (ids != image)
+    gaps = np.array([[rng.randint(0, GAP)] for _ in group])
+    return np.asarray(np.where(group > 0, restarted, index) + after * gaps)
 
 
-def _mask(group: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A token sees the picture and the earlier tokens of its own caption."""
+def _mask(group: Ints) -> npt.NDArray[np.float32]:
+    """A token sees the prompt and the earlier tokens of its own caption."""
     causal = np.tril(np.ones((group.shape[1],) * 2, dtype=bool))
     same = group[:, :, None] == group[:, None, :]
     seen = causal & (same | (group[:, None, :] == 0))

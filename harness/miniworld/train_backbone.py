@@ -27,6 +27,7 @@ class Midstage:
     steps: int
     batch: int = 32
     learning_rate: float = 2e-3
+    matrix_learning_rate: float = 0.02
     warmup: int = 200
     seed: int = 0
 
@@ -45,24 +46,42 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     tokenizer = AutoProcessor.from_pretrained(out).tokenizer
     geometry = Geometry.from_config(model.config)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
-    )
+    optimizers = _optimizers(model, recipe)
     rng, start, shown = Random(recipe.seed), time.monotonic(), 0.0
     for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * schedule(step, recipe)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule(step, recipe)
         batch = draw_batch(rng, recipe.batch, tokenizer, geometry)
         value = loss(model, batch)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         shown = 0.98 * shown + 0.02 * value.item() if step else value.item()
         if step % 100 == 0:
             log.info("step %d loss %.4f, %.0f s", step, shown, time.monotonic() - start)
         if step % 500 == 499 or step == recipe.steps - 1:
             save(model, out)
+
+
+def _optimizers(model: Any, recipe: Midstage) -> list[Any]:
+    """Muon for the weight matrices of the layers, AdamW for all other parameters."""
+    import torch
+
+    matrices: list[Any] = []
+    others: list[Any] = []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
+    made = [
+        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return made
 
 
 def schedule(step: int, recipe: Midstage) -> float:
@@ -81,8 +100,7 @@ def loss(model: Any, batch: Batch) -> Any:
         batch.pixels, batch.sizes, vision_feature_layer=-1, vision_feature_select_strategy="full"
     ).pooler_output
     embeds = inner.get_input_embeddings()(batch.ids)
-    n_image = features[0].shape[0]
-    embeds = embeds.index_copy(1, _range(n_image), _stack(features))
+    embeds = embeds.masked_scatter((batch.ids == model.config.image_token_index)[..., None], _joined(features))
     hidden = inner.language_model(
         inputs_embeds=embeds,
         attention_mask={"full_attention": batch.mask},
@@ -93,16 +111,10 @@ def loss(model: Any, batch: Batch) -> Any:
     return F.cross_entropy(model.lm_head(hidden[supervised]), batch.targets[supervised])
 
 
-def _range(n: int) -> Any:
+def _joined(features: Any) -> Any:
     import torch
 
-    return torch.arange(n)
-
-
-def _stack(features: Any) -> Any:
-    import torch
-
-    return torch.stack(list(features))
+    return torch.cat(list(features))
 
 
 def save(model: Any, out: Path) -> None:
