@@ -120,6 +120,8 @@ def _child(request: dict[str, Any], answers: int) -> None:
 
 
 def _redirect(path: Path) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as f:
         os.dup2(f.fileno(), 1)
@@ -136,7 +138,8 @@ def _work(request: dict[str, Any]) -> int:
     raw = request["job"]
     job = Job(**(raw | {"stages": tuple(stage_from_json(s) for s in raw["stages"])}))
     limit_threads(job.threads)
-    outcomes = run_job(Store(request["store"]), job)
+    # Every stage has a log of its own, although they share the process.
+    outcomes = run_job(Store(request["store"]), job, before=lambda directory: _redirect(directory.log))
     return 0 if all(o == "done" for o in outcomes.values()) else 3
 
 

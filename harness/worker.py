@@ -7,7 +7,7 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,10 +37,17 @@ class Job:
     env: dict[str, str] = field(default_factory=dict)
 
 
-def run_job(store: Store, job: Job) -> dict[str, Outcome]:
-    """Do a job's stages one after another; one that fails does not take the others down."""
+def run_job(store: Store, job: Job, before: Callable[[StageDir], None] = lambda _: None) -> dict[str, Outcome]:
+    """Do a job's stages one after another; one that fails does not take the others down.
+
+    `before` is called with the directory of each stage before it starts.
+    """
     shared: dict[Hashable, Any] = {}
-    return {stage.label: run_stage(store, stage, job, shared) for stage in job.stages}
+    outcomes: dict[str, Outcome] = {}
+    for stage in job.stages:
+        before(store.at(stage))
+        outcomes[stage.label] = run_stage(store, stage, job, shared)
+    return outcomes
 
 
 def run_stage(store: Store, stage: Stage, job: Job, shared: dict[Hashable, Any]) -> Outcome:

@@ -154,6 +154,7 @@ from harness.miniworld.tasks import (  # noqa: F401
     score_yes_no,
 )
 '''
+_IMAGE: Final = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _IMAGE_COLUMN: Final = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
 """Parquet metadata by which `datasets` reads the column `image` as pictures."""
 
@@ -199,6 +200,8 @@ def _write(questions: str, out: Path) -> None:
     for name, task in TASKS.items():
         (out / f"mini_{name}.yaml").write_text(task_yaml(name, task))
         table = pa.Table.from_pylist(documents(name, questions))
+        # An all-empty column has no type of its own, and `datasets` wants text there.
+        table = table.set_column(table.column_names.index("image"), "image", table["image"].cast(_IMAGE))
         pq.write_table(table.replace_schema_metadata(_IMAGE_COLUMN), out / f"mini_{name}.parquet")
 
 
