@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Self
+
+from harness.evaluation.lines import cut_torn_line, line, read_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +40,9 @@ class Journal:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(self.path)
         self.answers = {a.key: a for a in read_answers(self.path)}
         self._file = self.path.open("ab")
-        self._file.truncate(_complete_bytes(self.path))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,17 +55,10 @@ class Journal:
         assert self._file is not None, "open the journal first: `with journal:`"
         for answer in answers:
             self.answers[answer.key] = answer
-            self._file.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False).encode() + b"\n")
+            self._file.write(line(dataclasses.asdict(answer)))
         self._file.flush()
 
 
 def read_answers(path: Path) -> list[Answer]:
     """The answers of a journal; none where there is no file."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes()[: _complete_bytes(path)].splitlines()
-    return [Answer(**json.loads(line)) for line in lines]
-
-
-def _complete_bytes(path: Path) -> int:
-    return path.read_bytes().rfind(b"\n") + 1
+    return [Answer(**raw) for raw in read_lines(path)]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 from lmms_eval.llm_judge import ProviderFactory, Request, Response, ServerConfig, ServerInterface
 
 from harness.errors import HarnessError, unknown_name
+from harness.evaluation.lines import cut_torn_line, line, read_lines
 
 API_TYPE: Final = "sieve"
 """Value of lmms-eval's `API_TYPE` under which its scorers find this server."""
@@ -45,9 +46,8 @@ class CachedJudge:
     _known: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.cache.exists():
-            lines = self.cache.read_text().split("\n")[:-1]  # what follows the last newline was torn
-            self._known = dict(json.loads(line) for line in lines)
+        cut_torn_line(self.cache)
+        self._known = dict(read_lines(self.cache))
 
     def ask(self, messages: Sequence[dict[str, Any]], config: ServerConfig) -> str:
         """The judge's reply to a conversation, from the cache where it is known."""
@@ -69,8 +69,8 @@ class CachedJudge:
         self.empty.discard(key)
         self._known[key] = words
         self.cache.parent.mkdir(parents=True, exist_ok=True)
-        with self.cache.open("a") as f:
-            f.write(json.dumps([key, words]) + "\n")
+        with self.cache.open("ab") as f:
+            f.write(line([key, words]))
 
 
 class SieveJudgeServer(ServerInterface):  # type: ignore[misc]

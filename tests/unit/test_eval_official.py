@@ -1,4 +1,4 @@
-"""lmms-eval's own scorers over replayed answers: our recomputation gives their numbers, and both the known ones."""
+"""lmms-eval's own scorers over replayed answers: recomputed, their numbers are the same, and the known ones."""
 
 from __future__ import annotations
 
