@@ -214,7 +214,9 @@ def _vs_random(
         equivalent=equivalent,
         multiplier=_multiplier(equivalent, group.budget_fraction),
         comparison=comparison and replace(comparison, n=group.n_trials, n_reference=random.n_trials),
-        improvement=improvement_probability(sign * group.values, sign * random.values),
+        improvement=improvement_probability(
+            sign * group.values[group.complete], sign * random.values[random.complete]
+        ),
     )
 
 

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,15 @@ def test_poor_studies_still_make_a_report(rows: list, tmp_path: Path) -> None:
     report = build_report(rows, (), STUDY.suite, tmp_path, META)
     assert (tmp_path / "index.html").read_text().count("<h2>") >= 5
     assert len(report.table.rows) == len({(r.method, r.budget, r.backbone) for r in rows})
+
+
+def test_numbers_need_no_heavy_imports() -> None:
+    code = (
+        "import sys, reports.main_table, reports.build, reports.published_report; "
+        "print([m for m in ('torch', 'hydra', 'pandas', 'matplotlib', 'pyarrow', 'wandb') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def cell(method: str, fraction: float, select: float, train: float) -> CellRow:
