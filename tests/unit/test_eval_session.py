@@ -21,9 +21,7 @@ from harness.evaluation.validate import InvalidRun
 
 @pytest.fixture(scope="module")
 def session() -> EvalSession:
-    return EvalSession(
-        tiny_checkpoint(), device="cpu", dtype="float32", attention="sdpa", batch_size=4, threads=1
-    )
+    return EvalSession(tiny_checkpoint(), device="cpu", dtype="float32", attention="sdpa", batch_size=4, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +32,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
 def test_a_run_is_whole_and_repeatable(session: EvalSession, odd: Benchmark, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     first, second = tmp_path / "first", tmp_path / "second"
-    score = session.run(
-        spec_of(odd), odd, first, tmp_path / "p1", lambda done, total: seen.append((done, total))
-    )
+    score = session.run(spec_of(odd), odd, first, tmp_path / "p1", lambda done, total: seen.append((done, total)))
     assert score is not None
     assert session.run(spec_of(odd), odd, second, tmp_path / "p2") == score
     for name in (SAMPLES, SCORE):
@@ -128,9 +124,7 @@ def test_unknown_tasks_and_folders_are_named(session: EvalSession, odd: Benchmar
         session.run(spec_of(nowhere), nowhere, tmp_path / "out", tmp_path / "p")
 
 
-def test_scoring_does_not_depend_on_what_ran_before(
-    session: EvalSession, odd: Benchmark, tmp_path: Path
-) -> None:
+def test_scoring_does_not_depend_on_what_ran_before(session: EvalSession, odd: Benchmark, tmp_path: Path) -> None:
     """Some official scorers guess with the global random state."""
     utils = Path(odd.include_path) / "utils.py"
     guessing = tmp_path / "guessing"
