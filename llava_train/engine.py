@@ -107,6 +107,7 @@ class Engine:
     def __init__(self, model: PackedModel, spec: TrainSpec, steps: int, world: World) -> None:
         import deepspeed
 
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it logs to stdout; what matters is checked here
         # This operation would be compiled at run time, with whatever compiler there is; gloo will do.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _import_muon_uncompiled()

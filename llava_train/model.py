@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -41,24 +43,39 @@ def load_backbone(path: str | Path, dtype: str = "float32", attention: Attention
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise HarnessError(f"there is no model at {folder}: it has no config.json.")
-    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        attn_implementation=attention,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    with _quiet():
+        model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     wrong = {k: sorted(map(str, v)) for k, v in info.items() if v and k != "error_msgs"}
     if wrong:
         shown = "; ".join(f"{k}: {', '.join(v[:3])} ({len(v)})" for k, v in wrong.items())
         raise HarnessError(
             f"the weights in {folder} do not fit its config.json ({shown}): a LLaVA-NeXT checkpoint is first "
-            "converted with llava_train.weights.convert."
+            "converted with llava_train.convert.convert."
         )
     if attention == "sdpa":
         _register_segmented()
         model.model.language_model.set_attn_implementation(SEGMENTED)
     return model.train()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers while a model loads."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _register_segmented() -> None:

@@ -6,8 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -88,21 +87,8 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRepor
     torch.set_num_threads(request.threads)
     request.partial.mkdir(parents=True, exist_ok=True)
     request.out.mkdir(parents=True, exist_ok=True)
-    with open_world() as world, _determinism(request, world):
+    with open_world() as world:
         return _Run(request, world).finish(progress)
-
-
-@contextmanager
-def _determinism(request: TrainRequest, world: World) -> Iterator[None]:
-    """On a CPU in float32, the same run gives the same bytes."""
-    if world.device.type == "cpu" and not torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(False)
-    else:
-        yield
 
 
 class _Run:

@@ -39,14 +39,14 @@ class Heartbeat:
 
     path: Path
     rank: int = 0
-    _last: float = field(default=0.0, init=False)
+    _last: tuple[str, float] = field(default=("", 0.0), init=False)
 
     def beat(self, step: int, phase: str) -> None:
-        """Write the file; during steps at most once a second."""
+        """Write the file; within a phase at most once a second."""
         now = time.time()
-        if phase == "step" and now - self._last < _BEAT_S:
+        if phase == self._last[0] and now - self._last[1] < _BEAT_S:
             return
-        self._last = now
+        self._last = phase, now
         text = json.dumps({"rank": self.rank, "step": step, "phase": phase, "time": now})
         draft = self.path.with_suffix(".draft")
         draft.write_text(text)
