@@ -25,14 +25,14 @@ class Midstage:
     """How a backbone is pre-trained."""
 
     steps: int
-    batch: int = 32
+    batch: int = 16
     learning_rate: float = 2e-3
     matrix_learning_rate: float = 0.02
     warmup: int = 200
     seed: int = 0
 
 
-RECIPES: Final = {"tiny": Midstage(steps=8000), "tiny_b": Midstage(steps=6000, learning_rate=1.5e-3)}
+RECIPES: Final = {"tiny": Midstage(steps=4500), "tiny_b": Midstage(steps=2500)}
 
 
 def train(name: str, out: Path, recipe: Midstage) -> None:
@@ -100,7 +100,9 @@ def loss(model: Any, batch: Batch) -> Any:
         batch.pixels, batch.sizes, vision_feature_layer=-1, vision_feature_select_strategy="full"
     ).pooler_output
     embeds = inner.get_input_embeddings()(batch.ids)
-    embeds = embeds.masked_scatter((batch.ids == model.config.image_token_index)[..., None], _joined(features))
+    embeds = embeds.masked_scatter(
+        (batch.ids == model.config.image_token_index)[..., None], _joined(features).to(embeds)
+    )
     hidden = inner.language_model(
         inputs_embeds=embeds,
         attention_mask={"full_attention": batch.mask},

@@ -1,0 +1,78 @@
+"""Pictures of the pool to look at: `python -m harness.miniworld.contact_sheet --out docs/img`."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from PIL import Image, ImageDraw, ImageFont
+
+from harness.miniworld.build import draw_pool
+from harness.miniworld.render import picture
+from harness.miniworld.sources import SOURCES, Sample
+
+CELL: Final = (232, 190)
+COLUMNS: Final = 5
+ZOOM: Final = 2
+DEFECTS: Final = {"": "sound", "duplicate": "near-duplicate", "wrong": "wrong answer", "off_topic": "off topic"}
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[Sample]]]) -> Image.Image:
+    """One row a title, one cell a sample: its picture, enlarged, above its conversation."""
+    width, height = CELL
+    page = Image.new("RGB", (90 + COLUMNS * width, len(rows) * height), "white")
+    pen = ImageDraw.Draw(page)
+    for r, (title, samples) in enumerate(rows):
+        pen.line((0, r * height, page.width, r * height), fill=(180, 180, 180))
+        pen.text((6, r * height + 8), title, fill="black", font=ImageFont.load_default(12))
+        for c, sample in enumerate(samples[:COLUMNS]):
+            _cell(page, (90 + c * width, r * height + 6), sample)
+    return page
+
+
+def _cell(page: Image.Image, at: tuple[int, int], sample: Sample) -> None:
+    x, y = at
+    if sample.shown is not None:
+        image = picture(sample.shown, Random(sample.render_seed), "pool")[0]
+        page.paste(image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST), at)
+    lines = [line for t in sample.turns for part in (t.text, f"> {t.answer}") for line in part.split("\n")]
+    text = "\n".join(w for line in lines for w in textwrap.wrap(line, 40))
+    ImageDraw.Draw(page).text(
+        (x, y + 48 * ZOOM + 2), text, fill="black", font=ImageFont.load_default(10), spacing=1
+    )
+
+
+def by_source(pool: Sequence[Sample]) -> Image.Image:
+    """Sound samples of every source."""
+    return sheet([(name, [s for s in pool if s.source == name and not s.defect]) for name in SOURCES])
+
+
+def by_defect(pool: Sequence[Sample]) -> Image.Image:
+    """One sample of several sources for every planted defect; near-duplicates stand beside their original."""
+    rows = []
+    for name, title in DEFECTS.items():
+        if name != "duplicate":
+            one_a_source = {s.source: s for s in pool if s.defect == name}
+            rows.append((title, list(one_a_source.values())))
+    copies = [s for s in pool if s.defect == "duplicate" and s.source == "charts_qa"]
+    family = [pool[copies[0].original], *(s for s in copies if s.original == copies[0].original)]
+    return sheet([*rows, (DEFECTS["duplicate"], family)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    pool = draw_pool(4000, 0)
+    order = Random(0).sample(range(len(pool)), len(pool))
+    by_source([pool[i] for i in order]).save(out / "miniworld_sources.png")
+    by_defect(pool).save(out / "miniworld_defects.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The pool of miniworld: deterministic, whole, defective by plan, and silent about its defects."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from harness.miniworld import ensure_pool
+from harness.miniworld.build import draw_pool, make_once
+from harness.miniworld.defects import SHARES
+from harness.miniworld.render import split_of
+from harness.miniworld.sources import SOURCES, quotas
+from harness.miniworld.vocabulary import CAPABILITIES, STYLES
+from harness.pool import Pool, open_pool
+
+N = 1000
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("world")
+
+
+@pytest.fixture(scope="module")
+def pool(root: Path) -> Pool:
+    return open_pool(ensure_pool(N, 0, root))
+
+
+@pytest.fixture(scope="module")
+def truth(pool: Pool) -> dict[str, dict[str, str]]:
+    rows = pq.read_table(Path(pool.path).parent / "truth.parquet").to_pylist()
+    return {row["uid"]: row for row in rows}
+
+
+def test_same_seed_gives_the_same_pool_and_another_seed_another(pool: Pool, tmp_path: Path) -> None:
+    again = open_pool(ensure_pool(N, 0, tmp_path))
+    other = open_pool(ensure_pool(N, 1, tmp_path))
+    assert again.digest == pool.digest
+    assert other.digest != pool.digest
+
+
+def test_every_sample_is_usable_and_known_to_the_truth_table(pool: Pool, truth: dict[str, dict[str, str]]) -> None:
+    head = json.loads((Path(pool.path) / "pool.json").read_text())
+    assert (head["n"], head["rejects"]) == (N, {})
+    assert set(pool.uids()) == set(truth)
+
+
+def test_sources_are_ten_and_very_unequal(pool: Pool) -> None:
+    sizes = Counter(map(str, pool.sources()))
+    assert sizes == quotas(N)
+    assert len(sizes) == len(SOURCES) == 10
+    assert max(sizes.values()) > 20 * min(sizes.values())
+
+
+def test_all_styles_turns_and_text_only_samples_occur(pool: Pool, truth: dict[str, dict[str, str]]) -> None:
+    assert {s for row in truth.values() for s in row["styles"].split(", ")} == set(STYLES)
+    assert set(pool.column("n_turns")) == {2, 4, 6}
+    assert 0 < (pool.column("n_images") == 0).sum() < 0.02 * N
+
+
+def test_defects_are_planted_in_their_shares(truth: dict[str, dict[str, str]]) -> None:
+    counts = Counter(row["defect"] for row in truth.values())
+    for defect, share in SHARES.items():
+        assert counts[defect] == pytest.approx(share * N, abs=50)
+
+
+def test_a_near_duplicate_repeats_a_sound_sample_with_another_picture(
+    pool: Pool, truth: dict[str, dict[str, str]]
+) -> None:
+    place = {uid: i for i, uid in enumerate(pool.uids())}
+    copies = [row for row in truth.values() if row["defect"] == "duplicate"]
+    for row in copies:
+        copy, original = pool.record(place[row["uid"]]), pool.record(place[row["original"]])
+        assert truth[row["original"]]["defect"] == ""
+        assert copy.conversations == original.conversations
+    differ = [
+        pool.image_bytes(pool.record(place[r["uid"]]).images[0])
+        != pool.image_bytes(pool.record(place[r["original"]]).images[0])
+        for r in copies
+        if pool.record(place[r["uid"]]).images
+    ]
+    assert sum(differ) > 0.9 * len(differ)
+
+
+def test_a_wrong_answer_differs_from_the_right_one() -> None:
+    for sample in draw_pool(N, 0):
+        for turn in sample.turns:
+            assert (turn.answer == turn.wrong) == (sample.defect == "wrong")
+
+
+def test_off_topic_questions_are_about_another_kind_of_picture() -> None:
+    for sample in draw_pool(N, 0):
+        same = type(sample.scene) is type(sample.shown)
+        assert same == (sample.defect != "off_topic")
+
+
+def test_nothing_in_the_pool_reveals_a_defect(pool: Pool, truth: dict[str, dict[str, str]]) -> None:
+    names = {p.name for p in Path(pool.path).rglob("*")}
+    assert names == {"pool.json", "meta.parquet", "text.arrow", "images.arrow", "rejects.parquet"}
+    for i in range(pool.n):
+        record = pool.record(i)
+        assert record.images in ((), (f"{record.source}/{record.uid}.bmp",))
+    sound = [truth[uid]["defect"] == "" for uid in pool.uids()]
+    expected = sum(sound) / N
+    first = sorted(range(N), key=pool.uids().__getitem__)[: N // 2]
+    assert sum(sound[i] for i in first) / len(first) == pytest.approx(expected, abs=0.08), "uids follow defects"
+
+
+def test_pictures_and_sizes(pool: Pool) -> None:
+    sizes = set(zip(pool.column("width"), pool.column("height"), strict=True))
+    assert sizes == {(0, 0), (48, 48), (96, 48)}
+    small = (pool.column("width") == 48).sum()
+    assert small > 0.9 * N
+    images = [key for i in range(200) for key in pool.record(i).images]
+    assert {split_of(pool.image_bytes(key)) for key in images} == {"pool"}
+
+
+def test_teachers_label_every_sample(pool: Pool, truth: dict[str, dict[str, str]]) -> None:
+    rows = pq.read_table(Path(pool.path).parent / "teachers.parquet").to_pylist()
+    assert {row["uid"] for row in rows} == set(pool.uids())
+    for row in rows:
+        assert set(row) == {"uid", "styles", *CAPABILITIES}
+        assert all(0 <= row[c] <= 5 for c in CAPABILITIES)
+        assert row["styles"] == truth[row["uid"]]["styles"]
+    mean: dict[str, list[int]] = {d: [] for d in SHARES}
+    for row in rows:
+        mean[truth[row["uid"]]["defect"]].append(sum(row[c] for c in CAPABILITIES))
+    assert sum(mean["off_topic"]) == 0
+    assert sum(mean["wrong"]) / len(mean["wrong"]) < sum(mean[""]) / len(mean[""])
+
+
+def _make(path: str) -> str:
+    return open_pool(ensure_pool(50, 0, Path(path))).digest
+
+
+def test_two_processes_may_ask_for_the_pool_at_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as processes:
+        digests = processes.map(_make, [str(tmp_path)] * 2)
+    assert len(set(digests)) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["miniworld-50-s0-v1"]
+
+
+def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:
+    def fail(_: Path) -> None:
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        make_once(tmp_path / "thing", fail)
+    assert list(tmp_path.iterdir()) == []

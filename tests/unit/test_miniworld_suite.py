@@ -1,0 +1,138 @@
+"""Suite `mini`: its documents, its scoring, and its task files under the genuine engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from harness.errors import HarnessError
+from harness.miniworld import ensure_suite, mini_suite, tasks
+from harness.miniworld.documents import documents
+from harness.miniworld.judge import judge
+from harness.miniworld.render import split_of
+from harness.miniworld.suite import TASKS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_suite(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def docs(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {name: pq.read_table(folder / f"mini_{name}.parquet").to_pylist() for name in TASKS}
+
+
+def test_every_task_has_its_number_of_items(docs: dict[str, list[dict[str, Any]]]) -> None:
+    assert {name: len(rows) for name, rows in docs.items()} == {name: t.n_items for name, t in TASKS.items()}
+
+
+@pytest.mark.parametrize("questions", ["report", "tune"])
+def test_pictures_belong_to_the_question_set_and_so_never_to_the_pool(questions: str) -> None:
+    for name in ("choice", "doc"):
+        assert {split_of(d["image"]["bytes"]) for d in documents(name, questions)} == {questions}
+
+
+def test_an_unknown_question_set_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="Did you mean 'report'"):
+        ensure_suite(tmp_path, "reports")
+
+
+def test_pairs_rotations_and_clusters(docs: dict[str, list[dict[str, Any]]]) -> None:
+    pairs: dict[str, list[str]] = {}
+    for d in docs["yesno"]:
+        pairs.setdefault(d["pair"], []).append(d["answer"])
+    assert all(sorted(answers) == ["no", "yes"] for answers in pairs.values())
+    groups: dict[str, list[str]] = {}
+    for d in docs["circular"]:
+        groups.setdefault(d["group"], []).append(d["answer"])
+    assert all(sorted(answers) == ["A", "B", "C", "D"] for answers in groups.values())
+    assert len({d["cluster"] for d in docs["short"]}) == 30
+
+
+def perfect(name: str, doc: dict[str, Any]) -> str:
+    if name in ("choice", "circular"):
+        option = next(line[3:] for line in doc["question"].split("\n") if line.startswith(doc["answer"] + ". "))
+        return f"{option}: {doc['answer']}"
+    return str(doc["answer"])
+
+
+def test_right_answers_score_full_marks_through_the_engine(folder: Path) -> None:
+    """The engine loads the folder, and its own task objects give a perfect model the top of every scale."""
+    code = f"""
+import json, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_miniworld_suite import perfect
+from lmms_eval.tasks import TaskManager, get_task_dict
+manager = TaskManager(include_path={str(folder)!r}, include_defaults=False)
+out = {{}}
+for name, task in get_task_dict(manager.all_tasks, manager).items():
+    (metric, combine), = task.aggregation().items()
+    docs = list(task.test_docs())
+    scored = [task.process_results(d, [perfect(name[5:], d)])[metric] for d in docs]
+    wrong = [task.process_results(d, ["unsure"])[metric] for d in docs]
+    assert task.doc_to_visual(docs[0])[0].mode == "RGB"
+    out[name] = [f"{{metric}},none", float(combine(scored)), float(combine(wrong)), len(docs), docs[0]["cluster"]]
+print(json.dumps(out))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = json.loads(run.stdout.strip().splitlines()[-1])
+    for benchmark in mini_suite(str(folder)).benchmarks:
+        metric, best, worst, n, cluster = found[benchmark.task]
+        assert metric == benchmark.metrics[0]
+        assert best * benchmark.scale == pytest.approx(benchmark.maximum)
+        assert worst == 0
+        assert n == benchmark.n_items
+        assert cluster
+
+
+def test_chance_is_what_the_most_frequent_answers_score(docs: dict[str, list[dict[str, Any]]]) -> None:
+    """The stated levels are those of the best constant answer to each kind of question."""
+    for name in ("doc", "chart", "ocr", "short"):
+        by_skill: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for d in docs[name]:
+            by_skill[d["skill"]][d["answer"]] += 1
+        hits = sum(c.most_common(1)[0][1] for c in by_skill.values())
+        assert 100 * hits / len(docs[name]) == pytest.approx(TASKS[name].chance, abs=10)
+
+
+def test_the_last_lone_letter_is_the_choice() -> None:
+    assert tasks.letter("red: B") == "B"
+    assert tasks.letter("A or rather C.") == "C"
+    assert tasks.letter("Blue") is None
+
+
+def test_accuracy_plus_of_known_pairs() -> None:
+    items = [
+        {"score": s, "pair": p, "category": c}
+        for c, p, s in [("a", "1", 1.0), ("a", "1", 1.0), ("a", "2", 1.0), ("a", "2", 0.0), ("b", "3", 0.0)]
+    ]
+    assert tasks.accuracy_plus(items) == pytest.approx(75 + 50)
+
+
+def test_all_or_nothing_of_known_groups() -> None:
+    items = [{"score": s, "group": g} for g, s in [("x", 1.0), ("x", 1.0), ("y", 1.0), ("y", 0.0)]]
+    assert tasks.all_or_nothing(items) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("2 shapes: red ring, blue cross", 1.0),
+        ("Blue cross, red ring, 2 shapes", 1.0),
+        ("red ring", 1 / 3),
+        ("ring red", 0.0),
+        ("2 shapes: red ring, blue cross, pink ring, brown ring, green ring, red cross", 3 / 7),
+        ("", 0.0),
+    ],
+)
+def test_the_judge_counts_facts_and_punishes_guessing(answer: str, score: float) -> None:
+    assert judge(answer, ["2 shapes", "red ring", "blue cross"]) == pytest.approx(score)
