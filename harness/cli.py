@@ -113,6 +113,10 @@ def _report(options: argparse.Namespace) -> int:
 
     console = make_console()
     if options.published:
-        return print_published(options.published, options.format, console)
+        return print_published(options.published, options.format)
     store = Store(options.store)
     return print_report(store, options.sweep or only_sweep(store), options.format, options.out, console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -87,6 +87,8 @@ class ExecutorSchema:
     """Stages side by side; 0 for as many as the cores allow."""
     threads: int = 1
     """Threads of each; part of what makes CPU results repeatable."""
+    shard: int = 4096
+    """Samples a feature pass computes and keeps at a time: what a killed pass loses at most."""
 
 
 def _recipe_schema() -> type[Any]:
@@ -136,6 +138,7 @@ class RunSettings:
     executor: str
     slots: int
     threads: int
+    shard: int
 
 
 def register_schemas() -> None:
@@ -186,6 +189,7 @@ def settings_of(cfg: DictConfig) -> RunSettings:
         executor=cfg.executor.name,
         slots=cfg.executor.slots,
         threads=cfg.executor.threads,
+        shard=cfg.executor.shard,
     )
 
 

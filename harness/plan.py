@@ -44,6 +44,8 @@ class Plan:
 
     stages: dict[str, Stage] = field(default_factory=dict)
     cells: list[CellPlan] = field(default_factory=list)
+    shard: int = SHARD
+    """Samples a feature pass computes and keeps at a time; not part of any key."""
 
     def add(self, stage: Stage) -> str:
         """Add a stage once; returns its key. Inputs must have been added before."""
@@ -66,9 +68,9 @@ class Plan:
         return tuple(k for k in self.stages if k in wanted)
 
 
-def make_plan(cells: Iterable[Cell]) -> Plan:
+def make_plan(cells: Iterable[Cell], *, shard: int = SHARD) -> Plan:
     """The deduplicated stage graph of some cells."""
-    plan = Plan()
+    plan = Plan(shard=shard)
     for cell in cells:
         plan.cells.append(_plan_cell(plan, cell))
     return plan
@@ -135,7 +137,7 @@ def _add_pass(plan: Plan, cell: Cell, ref: PassRef) -> str:
         "config": config,
         "pool": cell.pool.digest,
     }
-    settings: dict[str, Json] = {"pool_path": cell.pool.path, "model_path": "", "shard": SHARD}
+    settings: dict[str, Json] = {"pool_path": cell.pool.path, "model_path": "", "shard": plan.shard}
     inputs: dict[str, str] = {}
     if ref.model == "warm":
         inputs["train.model"] = _add_warm_up(plan, cell)

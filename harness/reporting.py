@@ -12,8 +12,9 @@ from harness.provenance import code_revision, package_versions
 from harness.store import Store
 from reports.build import ReportMeta, build_report, summarise_report
 from reports.main_table import main_table
+from reports.published_report import published_report
 from reports.records import Records, read_sweep
-from reports.render import Format, published_table, render
+from reports.render import Format, render
 from reports.render_terminal import print_table
 
 
@@ -67,11 +68,7 @@ def print_report(store: Store, name: str, form: Format, out: Path | None, consol
     return 0
 
 
-def print_published(name: str, form: Format, console: Console) -> int:
+def print_published(name: str, form: Format) -> int:
     """Print a paper's table, recomputed from its printed raw scores by the code our own results go through."""
-    table = published_table(name)
-    if form == "terminal":
-        print_table(table, console)
-    else:
-        print(render(table, form), end="")
+    print(published_report(name, form), end="")
     return 0

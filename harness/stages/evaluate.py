@@ -11,10 +11,13 @@ from harness.types import BenchmarkScore, EvalSpec
 
 def run_evaluate(context: StageContext) -> Facts:
     """Answer and score a benchmark's items; the model stays loaded for the job's next benchmark."""
+    from harness.evaluation.journal import read_answers
+
     spec, benchmark = _read(context)
     session = _session(context, spec)
+    kept = len(read_answers(context.partial / "answers.jsonl"))
     score = session.run(spec, benchmark, context.out, context.partial, context.progress)
-    return _facts(score)
+    return _facts(score) | {"n_resumed": kept}
 
 
 def _session(context: StageContext, spec: EvalSpec) -> Any:
