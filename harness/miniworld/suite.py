@@ -82,16 +82,16 @@ TASKS: Final = {
         scale=1.0,
         maximum=800.0,
     ),
-    "doc": Task(title="Doc", metric="anls", n_items=120, chance=8.0, max_new_tokens=6, target="answers"),
+    "doc": Task(title="Doc", metric="anls", n_items=120, chance=5.0, max_new_tokens=6, target="answers"),
     "chart": Task(
-        title="Chart", metric="relaxed", n_items=120, chance=16.0, max_new_tokens=4, score="score_chart"
+        title="Chart", metric="relaxed", n_items=120, chance=12.0, max_new_tokens=4, score="score_chart"
     ),
-    "ocr": Task(title="OCR", metric="hit", n_items=120, chance=2.0, max_new_tokens=6, score="score_ocr"),
+    "ocr": Task(title="OCR", metric="hit", n_items=120, chance=3.0, max_new_tokens=6, score="score_ocr"),
     "short": Task(
         title="Short",
         metric="exact_match",
         n_items=120,
-        chance=22.0,
+        chance=20.0,
         max_new_tokens=6,
         options="    ignore_case: true\n    ignore_punctuation: true\n",
     ),
@@ -99,7 +99,7 @@ TASKS: Final = {
         title="Free",
         metric="facts",
         n_items=120,
-        chance=10.0,
+        chance=0.0,
         max_new_tokens=24,
         score="score_free",
         aggregation="mean_score",

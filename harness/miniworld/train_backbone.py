@@ -32,7 +32,7 @@ class Midstage:
     seed: int = 0
 
 
-RECIPES: Final = {"tiny": Midstage(steps=4500), "tiny_b": Midstage(steps=2500)}
+RECIPES: Final = {"tiny": Midstage(steps=3000), "tiny_b": Midstage(steps=2000)}
 
 
 def train(name: str, out: Path, recipe: Midstage) -> None:
