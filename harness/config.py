@@ -203,15 +203,19 @@ def cell_of(cfg: DictConfig) -> Cell:
     evaluation: Any = OmegaConf.to_container(cfg.evaluation, resolve=True)
     name = selector.pop("name")
     recipe.pop("name")
+    # What can be judged at a glance first, what reads or generates files last.
+    spec = selector_spec(name, selector)
+    budget = Budget(fraction=Fraction(1)) if name == "full" else Budget.parse(cfg.budget)
+    trained = TrainSpec(**recipe)
     return Cell(
-        pool=pool_of(cfg.pool, Path(cfg.store)),
-        selector=selector_spec(name, selector),
-        budget=Budget(fraction=Fraction(1)) if name == "full" else Budget.parse(cfg.budget),
-        backbone=backbone(cfg.backbone.name, cfg.backbone.path, cfg.backbone.revision),
-        recipe=TrainSpec(**recipe),
-        suite=suite_of(cfg.suite, Path(cfg.store)),
+        selector=spec,
+        budget=budget,
+        recipe=trained,
         evaluation=EvalSettings(**evaluation),
         seed=cfg.seed,
+        backbone=backbone(cfg.backbone.name, cfg.backbone.path, cfg.backbone.revision),
+        pool=pool_of(cfg.pool, Path(cfg.store)),
+        suite=suite_of(cfg.suite, Path(cfg.store)),
     )
 
 

@@ -22,10 +22,12 @@ def run_cells(configs: Sequence[Any], *, command: str, baselines: bool) -> list[
     """Plan, run and report the cells of some composed configurations; one error (or None) for each."""
     from harness.config import cell_of, settings_of
     from harness.console import ConsoleWatcher, make_console, show_failures, show_plan
+    from harness.store import Store
     from harness.sweep import plan_sweep, run_sweep
 
     console = make_console()
     settings = settings_of(configs[0])
+    Store(settings.store).create()
     cells = [cell_of(cfg) for cfg in configs]
     sweep = plan_sweep(cells, settings, command, baselines=baselines)
     show_plan(sweep, console)

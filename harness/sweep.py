@@ -41,11 +41,8 @@ class KindCount:
 
 
 def plan_sweep(cells: Sequence[Cell], settings: RunSettings, command: str, *, baselines: bool) -> Sweep:
-    """Canonicalise, deduplicate, add baselines where asked for, and write down what the sweep is.
-
-    Raises HarnessError where the store cannot be written.
-    """
-    store = Store(settings.store).create()
+    """Canonicalise, deduplicate, add baselines where asked for, and write down what the sweep is."""
+    store = Store(settings.store)
     if baselines:
         wanted = with_baselines(
             list(cells), full_trials=settings.full_trials, random_trials=settings.random_trials
