@@ -106,7 +106,7 @@ def test_a_failure_is_never_an_answer(checkpoint: Checkpoint, tmp_path: Path) ->
     assert read_answers(tmp_path / "answers.jsonl") == []
 
 
-@pytest.mark.parametrize("n_images", [0, 1])
+@pytest.mark.parametrize("n_images", [0, 1, 2])
 def test_prompts_are_encoded_as_in_training(checkpoint: Checkpoint, n_images: int) -> None:
     from llava_train.chat import prompt_ids
 
@@ -116,8 +116,10 @@ def test_prompts_are_encoded_as_in_training(checkpoint: Checkpoint, n_images: in
     prompt = read_messages([{"role": "user", "content": content}], checkpoint.placeholders)
     processor = checkpoint.own_processor()
     rendered = prompt.render(processor)
-    encoded = processor(images=images or None, text=[rendered], return_tensors="np")["input_ids"][0]
-    expected = prompt_ids(processor.tokenizer, text, [checkpoint.visual_tokens([i]) for i in images])
+    pictures = [images] if images else None
+    encoded = processor(images=pictures, text=[rendered], return_tensors="np")["input_ids"][0]
+    each = [checkpoint.visual_tokens(images) // len(images)] * n_images if images else []
+    expected = prompt_ids(processor.tokenizer, text, each)
     np.testing.assert_array_equal(encoded, expected)
 
 
