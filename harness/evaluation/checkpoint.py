@@ -54,9 +54,12 @@ def load_checkpoint(path: Path, *, device: str, dtype: str, attention: str) -> C
     if not (path / "config.json").is_file():
         raise HarnessError(f"there is no checkpoint at {path}: it has no config.json.")
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation=attention, device_map=None
+        path,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        device_map=None if device == "cpu" else {"": device},  # straight to the device, shard by shard
     )
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
     _check_finite(model, path)
     processor = AutoProcessor.from_pretrained(path)
     tokenizer = processor.tokenizer

@@ -40,8 +40,9 @@ def run_task(model: Any, spec: EvalSpec, scratch: Path, *, predict_only: bool = 
     from tenacity import RetryError
 
     scratch = scratch.resolve()
-    with isolated(scratch, local_data=bool(spec.include_path)):
-        manager = task_manager(spec.task, spec.include_path, scratch)
+    folder = str(Path(spec.include_path).resolve()) if spec.include_path else ""
+    with isolated(scratch, local_data=bool(folder)):
+        manager = task_manager(spec.task, folder, scratch)
         try:
             raw = evaluator.simple_evaluate(
                 model=model,

@@ -62,7 +62,7 @@ def isolated(scratch: Path, *, local_data: bool) -> Iterator[None]:
     # Some task modules build an API client when they are loaded, whether or not they come to use it.
     os.environ.setdefault("OPENAI_API_KEY", "none")
     if local_data:
-        cache = default_cache() / "datasets"
+        cache = (default_cache() / "datasets").resolve()
         ensure_writable(cache)
         os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(cache)
     _forget_datasets_cache()

@@ -72,7 +72,7 @@ def _local(folder: str) -> Any:
 
     if not Path(folder).is_dir():
         raise HarnessError(f"there is no task folder {folder}: give a folder with lmms-eval task files.")
-    return TaskManager(include_path=str(Path(folder).resolve()), include_defaults=False)
+    return TaskManager(include_path=folder, include_defaults=False)
 
 
 @functools.cache

@@ -78,8 +78,8 @@ def test_surroundings_are_put_back(
     for name, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "nowhere", "ACCELERATE_X": "1"}.items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
-    relative = Path("partial")
-    assert session.run(spec_of(odd), odd, tmp_path / "out", relative) is not None
+    relative = replace(odd, include_path=os.path.relpath(odd.include_path))
+    assert session.run(spec_of(relative), relative, tmp_path / "out", Path("partial")) is not None
     assert dict(os.environ) == before
     assert Path.cwd() == work
     assert sorted(p.name for p in work.iterdir()) == ["partial"]
