@@ -105,12 +105,7 @@ class Engine:
     """A model with its optimiser, sharded over the ranks of a world."""
 
     def __init__(self, model: PackedModel, spec: TrainSpec, steps: int, world: World) -> None:
-        import deepspeed
-
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it logs to stdout; what matters is checked here
-        # This operation would be compiled at run time, with whatever compiler there is; gloo will do.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        _import_muon_uncompiled()
+        deepspeed = import_deepspeed()
         if spec.freeze_vision:
             model.model.model.vision_tower.requires_grad_(False)
         self.spec, self.steps, self.world = spec, steps, world
@@ -145,20 +140,25 @@ class Engine:
         state: dict[str, Tensor] = self.model.model.state_dict()
         return state
 
-    def step(self, step: int, packs: Sequence[Pack]) -> StepResult:
-        """Run this rank's packs of one global batch and update the weights once."""
+    def step(self, step: int, packs: Sequence[Pack], batch: int = 0) -> StepResult:
+        """Run this rank's packs of one global batch and update the weights once.
+
+        `batch` is any 32-bit number that says which batch this is; raises RuntimeError where ranks differ in it.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.steps, group["peak"], self.spec)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        sums = torch.tensor([0, 0, 0, batch], dtype=torch.float64, device=self.world.device)
         for pack in packs:
             losses = self.deepspeed(pack.to(self.world.device))
-            sums += _sums(losses)
+            sums[:3] += _sums(losses)
             # DeepSpeed averages gradients over ranks; the weights already sum to one over the global batch.
             self.deepspeed.backward(losses.total * self.world.size)
         self.deepspeed.step()
         if self.world.size > 1:
             torch.distributed.all_reduce(sums)
-        loss, token_sum, tokens = sums.tolist()
+        loss, token_sum, tokens, batches = sums.tolist()
+        if batches != batch * self.world.size:
+            raise RuntimeError(f"the ranks were given different samples at step {step}")
         return StepResult(
             loss=loss,
             token_loss=token_sum / max(tokens, 1),
@@ -172,18 +172,22 @@ def _sums(losses: Losses) -> Tensor:
     return torch.stack([losses.total.detach().double(), tokens.sum(), torch.ones_like(tokens).sum()])
 
 
-def _import_muon_uncompiled() -> None:
-    """Import DeepSpeed's Muon optimiser, which every first step does, without loading torch's compiler for it.
-
-    Nothing here uses Muon; its import alone costs over two seconds of every run.
-    """
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and without what it would build or compile for features nobody uses here."""
+    import deepspeed
     from deepspeed.runtime import compiler
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it logs to stdout; what matters is checked here
+    # This operation would be compiled at run time, with whatever compiler there is; gloo will do.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
     def uncompiled() -> Callable[[F], F]:
         return lambda function: function
 
+    # Every first step imports the Muon optimiser, and that loads torch's compiler: over two seconds of every run.
     compiled, compiler.compile = compiler.compile, uncompiled
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     finally:
         compiler.compile = compiled
+    return deepspeed

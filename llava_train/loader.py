@@ -34,7 +34,7 @@ class Work:
     flops: float
     """Model operations of forward and backward."""
     digest: str
-    """Hash of the uids in order: equal digests are equal batches."""
+    """Hash of the uids in order, 16 hex digits: equal digests are equal batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Loader:
         texts = [self.index.text(int(p)) for p in self.positions[members]]
         facts = facts_of(texts, self.cost)
         plan = divide(members, facts, self.spec, self.world.size)
-        shares = plan.ranks[self.world.rank] or ((),)
+        shares = plan.ranks[self.world.rank]
         packs = [self._pack([(texts[i], float(plan.weights[i])) for i in share]) for share in shares]
         tokens, supervised, tiles = (int(a.sum()) for a in (facts.tokens, facts.supervised, facts.tiles))
         uids = tuple(t.uid for t in texts)

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.errors import HarnessError
 from llava_train.packs import Pack
@@ -20,6 +21,8 @@ from llava_train.packs import Pack
 log = logging.getLogger(__name__)
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
+HEAD_CHUNK: Final = 2048
+"""Targets whose logits are in memory at once."""
 SEGMENTED: Final = "sdpa_segmented"
 """Attention sample by sample: no mask of T x T, and the fast causal kernel on every device."""
 
@@ -112,17 +115,34 @@ class PackedModel(nn.Module):
     def __init__(self, model: Any, *, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
-        # The inner module's own forward is replaced, not called round: `image_newline` is a bare parameter of it,
-        # and ZeRO-3 gathers parameters in the forward of the module that owns them.
+        # The modules' own forwards are replaced, not called round: ZeRO-3 gathers parameters in the forward of the
+        # module that owns them, the bare `image_newline` of the inner model among them.
         model.model.forward = types.MethodType(_hidden_states, model.model)
+        model.lm_head.forward = types.MethodType(_token_losses, model.lm_head)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, pack: Pack) -> Losses:
         hidden = self.model.model(pack)
-        logits = self.model.lm_head(hidden[pack.read_at]).float()
-        tokens = F.cross_entropy(logits, pack.targets, reduction="none")
+        tokens = self.model.lm_head(hidden[pack.read_at], pack.targets)
         return Losses(total=(tokens * pack.weights).sum(), tokens=tokens.detach())
+
+
+def _token_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Loss of each target, (S,) in float32, from the hidden states (S, d) that predict them; the head's forward.
+
+    A vocabulary of 150,000 makes logits the largest tensor of a pack of long answers: beyond `HEAD_CHUNK` targets
+    they are computed in chunks, and again in the backward.
+    """
+
+    def losses(states: Tensor, wanted: Tensor) -> Tensor:
+        logits = F.linear(states, head.weight, head.bias).float()
+        return F.cross_entropy(logits, wanted, reduction="none")
+
+    if len(targets) <= HEAD_CHUNK:
+        return losses(hidden, targets)
+    chunks = zip(torch.split(hidden, HEAD_CHUNK), torch.split(targets, HEAD_CHUNK), strict=True)
+    return torch.cat([checkpoint(losses, h, t, use_reentrant=False) for h, t in chunks])
 
 
 def _hidden_states(model: Any, pack: Pack) -> Tensor:

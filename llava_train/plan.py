@@ -52,7 +52,7 @@ class StepPlan:
     weights: Floats
     """Weight of each target token of each member, aligned with `members`."""
     ranks: tuple[tuple[tuple[int, ...], ...], ...]
-    """For each rank its packs, each a tuple of indices into `members`."""
+    """For each rank its packs, each a tuple of indices into `members`; at least one, maybe empty."""
 
 
 def plan(hashes: npt.NDArray[np.uint64], facts: Facts, spec: TrainSpec, world: int) -> list[StepPlan]:
@@ -112,9 +112,14 @@ def batches(hashes: npt.NDArray[np.uint64], spec: TrainSpec) -> list[Ints]:
 
 
 def divide(members: Ints, facts: Facts, spec: TrainSpec, world: int) -> StepPlan:
-    """Plan one step: `facts` are those of `members`, in the same order."""
-    dealt = deal(facts.flops, world)
-    ranks = tuple(tuple(pack(part, facts.tokens, facts.tiles, spec)) for part in dealt)
+    """Plan one step: `facts` are those of `members`, in the same order.
+
+    Every rank gets at least one pack, an empty one if need be; from ZeRO-2 on all get equally many, because there
+    each backward is a meeting of all ranks.
+    """
+    packs = [pack(part, facts.tokens, facts.tiles, spec) for part in deal(facts.flops, world)]
+    most = max(map(len, packs)) if spec.zero_stage > 1 else 1
+    ranks = tuple((*own, *[()] * (most - len(own))) for own in packs)
     return StepPlan(members=members, weights=token_weights(facts.supervised, spec), ranks=ranks)
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from llava_train.cost import ModelCost
 from llava_train.engine import Engine, StepResult
 from llava_train.loader import Loader, Work
 from llava_train.model import PackedModel, load_backbone
-from llava_train.plan import batches
+from llava_train.plan import Ints, batches
 from llava_train.pool_index import PoolIndex
 from llava_train.tiles import Geometry
 from llava_train.watch import Heartbeat, Journal, check_finite, read_journal
@@ -91,6 +91,31 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRepor
         return _Run(request, world).finish(progress)
 
 
+def make_loader(
+    request: TrainRequest, config: Any, world: World, positions: Ints, members: Sequence[Ints]
+) -> Loader:
+    """The loader of a run: `members` are the batches as indices into `positions`."""
+    from transformers import AutoTokenizer
+
+    spec = request.spec
+    index = PoolIndex(
+        pool=request.pool,
+        tokenizer=AutoTokenizer.from_pretrained(request.backbone_path, local_files_only=True),
+        geometry=Geometry.from_config(config),
+        max_length=spec.max_length,
+        mask=spec.mask,
+    )
+    return Loader(
+        index=index,
+        cost=ModelCost.from_config(config),
+        spec=spec,
+        world=world,
+        positions=positions,
+        batches=members,
+        pin=world.device.type == "cuda",
+    )
+
+
 class _Run:
     """The parts of a run, put together; lives as long as `train`."""
 
@@ -108,30 +133,9 @@ class _Run:
         self.positions = positions
         self.batches = batches(request.pool.column("uid_hash64")[positions], spec)
         model = load_backbone(request.backbone_path, spec.dtype, spec.attention)
-        self.loader = self._loader(model.config)
+        self.loader = make_loader(request, model.config, world, positions, self.batches)
         packed = PackedModel(model, gradient_checkpointing=spec.gradient_checkpointing)
         self.engine = Engine(packed, spec, len(self.batches), world)
-
-    def _loader(self, config: Any) -> Loader:
-        from transformers import AutoTokenizer
-
-        request, spec = self.request, self.request.spec
-        index = PoolIndex(
-            pool=request.pool,
-            tokenizer=AutoTokenizer.from_pretrained(request.backbone_path, local_files_only=True),
-            geometry=Geometry.from_config(config),
-            max_length=spec.max_length,
-            mask=spec.mask,
-        )
-        return Loader(
-            index=index,
-            cost=ModelCost.from_config(config),
-            spec=spec,
-            world=self.world,
-            positions=self.positions,
-            batches=self.batches,
-            pin=self.world.device.type == "cuda",
-        )
 
     def finish(self, progress: Progress | None) -> TrainReport:
         """Run what is left of the steps, write the model and say what was done."""
@@ -153,7 +157,7 @@ class _Run:
         """Run one step and describe it in a row of the journal."""
         started = time.perf_counter()
         self.heartbeat.beat(work.step, "step")
-        result = self.engine.step(work.step, work.packs)
+        result = self.engine.step(work.step, work.packs, int(work.digest[:8], 16))
         self._check(result, work)
         return {
             "step": work.step,

@@ -104,6 +104,14 @@ def test_gradient_checkpointing_changes_nothing(model: PackedModel) -> None:
     _assert_equal(gradients, other_gradients)
 
 
+def test_logits_in_chunks_change_nothing(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, gradients = _gradients(model, [packed(MIXED)])
+    monkeypatch.setattr("llava_train.model.HEAD_CHUNK", 7)
+    other, other_gradients = _gradients(model, [packed(MIXED)])
+    assert loss == pytest.approx(other, rel=1e-6)
+    _assert_equal(gradients, other_gradients)
+
+
 def test_samples_of_a_pack_do_not_see_each_other(model: PackedModel) -> None:
     changed = [MIXED[0], item("Say something else entirely.", "blue"), *MIXED[2:]]
     with torch.no_grad():

@@ -37,6 +37,7 @@ specs = st.builds(
     seed=st.integers(0, 5),
     pack_tokens=st.sampled_from([64, 500, 4000]),
     pack_tiles=st.sampled_from([4, 16]),
+    zero_stage=st.sampled_from([1, 2, 3]),
 )
 
 
@@ -51,12 +52,15 @@ def test_plans(spec: TrainSpec, n: int, world: int) -> None:
         np.testing.assert_array_equal(step.members, single.members)
         np.testing.assert_array_equal(step.weights, single.weights)
         assert len(step.ranks) == world
+        counts = [len(rank) for rank in step.ranks]
+        assert min(counts) > 0
+        assert spec.zero_stage == 1 or len(set(counts)) == 1
         packs = [p for rank in step.ranks for p in rank]
         assert sorted(i for p in packs for i in p) == list(range(len(step.members)))
         for p in packs:
             own = step.members[list(p)]
-            assert len(p) == 1 or facts.tokens[own].sum() <= spec.pack_tokens
-            assert len(p) == 1 or facts.tiles[own].sum() <= spec.pack_tiles
+            assert len(p) <= 1 or facts.tokens[own].sum() <= spec.pack_tokens
+            assert len(p) <= 1 or facts.tiles[own].sum() <= spec.pack_tiles
     sizes = [len(step.members) for step in steps]
     assert set(sizes[:-1]) <= {spec.global_batch}
     if spec.fixed_steps:
