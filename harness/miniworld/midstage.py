@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.miniworld.captions import brief, fragments
+from harness.miniworld.regions import tags
 from harness.miniworld.render import picture
 from harness.miniworld.scenes import DRAW, Scene
 from llava_train.chat import END, IMAGE, prompt_ids, specials
@@ -47,13 +48,31 @@ class Batch:
 
 def draw_batch(rng: Random, n: int, tokenizer: Any, geometry: Geometry) -> Batch:
     """Draw `n` pictures of one size; the first decides whether they are wide."""
-    scenes = [_draw(rng) for _ in range(4 * n)]
+    scenes = [draw_scene(rng) for _ in range(4 * n)]
     wide = [getattr(s, "wide", False) for s in scenes]
     chosen = [s for s, w in zip(scenes, wide, strict=True) if w == wide[0]][:n]
     return _collate(chosen, rng, tokenizer, geometry)
 
 
-def _draw(rng: Random) -> Scene:
+def draw_tagged(rng: Random, n: int, geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tiles of `n` pictures, (T, 3, tile, tile) in [-1, 1], and the tags of their patches, (T, patches, slots)."""
+    import torch
+
+    scenes = [draw_scene(rng) for _ in range(n)]
+    images = [picture(scene, rng, "pool")[0] for scene in scenes]
+    # The only grid tile of a small picture equals its base tile: one of them is enough.
+    first = [slice(0, 1) if image.width == geometry.tile else slice(0, None) for image in images]
+    tiles = np.concatenate([cut(i, geometry)[s] for i, s in zip(images, first, strict=True)])
+    labels = [tags(scene, i.width, geometry)[s] for scene, i, s in zip(scenes, images, first, strict=True)]
+    return torch.from_numpy(_scaled(tiles)), torch.from_numpy(np.concatenate(labels))
+
+
+def _scaled(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return tiles.astype(np.float32) / np.float32(127.5) - 1
+
+
+def draw_scene(rng: Random) -> Scene:
+    """Draw a scene, kinds in the proportions of `WEIGHTS`."""
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     return DRAW[kind](rng)
 
@@ -63,7 +82,7 @@ def _collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometr
 
     images = [picture(scene, rng, "pool")[0] for scene in scenes]
     height, width = images[0].height, images[0].width
-    pixels = np.stack([cut(image, geometry) for image in images]).astype(np.float32) / 127.5 - 1
+    pixels = _scaled(np.stack([cut(image, geometry) for image in images]))
     n_image = tokens_of(height, width, geometry)
     marks = specials(tokenizer)
     prompt = prompt_ids(tokenizer, IMAGE, [n_image])

@@ -1,6 +1,7 @@
 """Make the shipped mid-stage weights: `python -m harness.miniworld.train_backbone tiny --out DIR`.
 
-A model with random weights learns captions and captions of regions, so that SFT is what teaches it to answer.
+First the vision tower learns to tag patches, as real towers come pre-trained, then the whole model learns captions of
+pictures and of regions. No question occurs, so SFT is what teaches it to answer.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import argparse
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
 from harness.miniworld.architecture import SIZES, build_untrained
-from harness.miniworld.midstage import Batch, draw_batch
+from harness.miniworld.midstage import Batch, draw_batch, draw_tagged
+from harness.miniworld.regions import SLOTS
+from llava_train.tiles import Geometry
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +28,22 @@ log = logging.getLogger(__name__)
 class Midstage:
     """How a backbone is pre-trained."""
 
+    tower_steps: int
     steps: int
+    tower_batch: int = 64
     batch: int = 16
     learning_rate: float = 2e-3
+    """Of AdamW: embeddings, norms, biases."""
     matrix_learning_rate: float = 0.02
-    warmup: int = 200
+    """Of Muon: the weight matrices of the layers."""
+    warmup: int = 100
     seed: int = 0
 
 
-RECIPES: Final = {"tiny": Midstage(steps=3000), "tiny_b": Midstage(steps=2000)}
+RECIPES: Final = {
+    "tiny": Midstage(tower_steps=1500, steps=1600),
+    "tiny_b": Midstage(tower_steps=1500, steps=1200),
+}
 
 
 def train(name: str, out: Path, recipe: Midstage) -> None:
@@ -40,40 +51,84 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
     import torch
     from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
-    from llava_train.tiles import Geometry
-
     build_untrained(name, out, recipe.seed)
+    torch.manual_seed(recipe.seed)
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     tokenizer = AutoProcessor.from_pretrained(out).tokenizer
     geometry = Geometry.from_config(model.config)
-    optimizers = _optimizers(model, recipe)
-    rng, start, shown = Random(recipe.seed), time.monotonic(), 0.0
-    for step in range(recipe.steps):
+    rng = Random(recipe.seed)
+    tower = TaggedTower(model)
+    descend(
+        tower.module,
+        lambda: tower.loss(*draw_tagged(rng, recipe.tower_batch, geometry)),
+        recipe.tower_steps,
+        recipe,
+        lambda: save(model, out),
+    )
+    descend(
+        model,
+        lambda: loss(model, draw_batch(rng, recipe.batch, tokenizer, geometry)),
+        recipe.steps,
+        recipe,
+        lambda: save(model, out),
+    )
+
+
+class TaggedTower:
+    """The vision tower of a model with one linear head a slot; the heads are thrown away afterwards."""
+
+    def __init__(self, model: Any) -> None:
+        from torch import nn
+
+        self.tower = model.model.vision_tower
+        heads = nn.ModuleList(nn.Linear(self.tower.config.hidden_size, len(slot)) for slot in SLOTS)
+        self.module = nn.ModuleDict({"tower": self.tower, "heads": heads})
+
+    def loss(self, tiles: Any, tags: Any) -> Any:
+        """Cross-entropy of the tags of all patches, summed over slots."""
+        import torch.nn.functional as F
+
+        hidden = self.tower(tiles, output_hidden_states=True).hidden_states[-1]
+        heads: Any = self.module["heads"]
+        return sum(
+            F.cross_entropy(head(hidden).flatten(0, 1), tags[..., i].flatten()) for i, head in enumerate(heads)
+        )
+
+
+def descend(
+    module: Any, draw_loss: Callable[[], Any], steps: int, recipe: Midstage, keep: Callable[[], None]
+) -> None:
+    """Minimise a drawn loss over the parameters of `module`, calling `keep` now and then."""
+    import torch
+
+    optimizers = _optimizers(module, recipe)
+    start, shown = time.monotonic(), 0.0
+    for step in range(steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(step, recipe)
-        batch = draw_batch(rng, recipe.batch, tokenizer, geometry)
-        value = loss(model, batch)
+                group["lr"] = group["initial_lr"] * schedule(step, steps, recipe.warmup)
+        value = draw_loss()
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        shown = 0.98 * shown + 0.02 * value.item() if step else value.item()
+        shown = 0.95 * shown + 0.05 * value.item() if step else value.item()
         if step % 100 == 0:
-            log.info("step %d loss %.4f, %.0f s", step, shown, time.monotonic() - start)
-        if step % 500 == 499 or step == recipe.steps - 1:
-            save(model, out)
+            log.info("step %d of %d: loss %.4f, %.0f s", step, steps, shown, time.monotonic() - start)
+        if step % 500 == 499 or step == steps - 1:
+            keep()
 
 
-def _optimizers(model: Any, recipe: Midstage) -> list[Any]:
+def _optimizers(module: Any, recipe: Midstage) -> list[Any]:
     """Muon for the weight matrices of the layers, AdamW for all other parameters."""
     import torch
 
     matrices: list[Any] = []
     others: list[Any] = []
-    for name, parameter in model.named_parameters():
-        (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
+    for name, parameter in module.named_parameters():
+        inner = parameter.ndim == 2 and "embed" not in name and not name.startswith("heads")
+        (matrices if inner else others).append(parameter)
     made = [
         torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
@@ -84,15 +139,16 @@ def _optimizers(model: Any, recipe: Midstage) -> list[Any]:
     return made
 
 
-def schedule(step: int, recipe: Midstage) -> float:
+def schedule(step: int, steps: int, warmup: int) -> float:
     """Share of the full learning rate: linear warm-up, then a cosine to zero."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (recipe.steps - recipe.warmup)))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def loss(model: Any, batch: Batch) -> Any:
     """Mean cross-entropy of the caption tokens of a batch."""
+    import torch
     import torch.nn.functional as F
 
     inner = model.model
@@ -100,23 +156,15 @@ def loss(model: Any, batch: Batch) -> Any:
         batch.pixels, batch.sizes, vision_feature_layer=-1, vision_feature_select_strategy="full"
     ).pooler_output
     embeds = inner.get_input_embeddings()(batch.ids)
-    embeds = embeds.masked_scatter(
-        (batch.ids == model.config.image_token_index)[..., None], _joined(features).to(embeds)
-    )
+    is_image = batch.ids == model.config.image_token_index
     hidden = inner.language_model(
-        inputs_embeds=embeds,
+        inputs_embeds=embeds.masked_scatter(is_image[..., None], torch.cat(list(features))),
         attention_mask={"full_attention": batch.mask},
         position_ids=batch.positions,
         use_cache=False,
     ).last_hidden_state
     supervised = batch.targets >= 0
     return F.cross_entropy(model.lm_head(hidden[supervised]), batch.targets[supervised])
-
-
-def _joined(features: Any) -> Any:
-    import torch
-
-    return torch.cat(list(features))
 
 
 def save(model: Any, out: Path) -> None:
@@ -135,15 +183,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(SIZES))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, help="fewer steps than the shipped weights had")
+    parser.add_argument("--steps", type=int, help="caption steps, if not those of the shipped weights")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     recipe = RECIPES[args.name]
-    if args.steps:
-        recipe = Midstage(steps=args.steps, learning_rate=recipe.learning_rate)
-    train(args.name, args.out, recipe)
+    train(args.name, args.out, replace(recipe, steps=args.steps or recipe.steps))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""The models of miniworld: their folders load, read pictures and text as training does, and hold what they claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from harness.errors import HarnessError
+from harness.miniworld import ensure_pool, weights_dir
+from harness.miniworld.architecture import PINPOINTS, SIZES, build_processor, build_untrained
+from harness.miniworld.midstage import draw_batch
+from harness.miniworld.tokenizer import build_tokenizer, corpus
+from harness.miniworld.train_backbone import Midstage, loss, train
+from harness.miniworld.vocabulary import COLOURS, SHAPES, WORDS
+from harness.pool import open_pool
+from llava_train.chat import prompt_ids
+from llava_train.model import load_backbone
+from llava_train.tiles import Geometry, cut, tokens_of
+
+GEOMETRY = Geometry(tile=48, patch=8, pinpoints=PINPOINTS)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("untrained")
+    build_untrained("tiny", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return build_tokenizer()
+
+
+def test_the_untrained_folder_loads_strictly_and_is_small(untrained: Path) -> None:
+    model = load_backbone(untrained)
+    assert 1e6 < sum(p.numel() for p in model.parameters()) < 3e6
+
+
+def test_an_unknown_backbone_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="Did you mean 'tiny'"):
+        build_untrained("tinny", tmp_path)
+    with pytest.raises(HarnessError, match="miniworld model 'huge' is not known"):
+        weights_dir("huge")
+
+
+@pytest.mark.parametrize("size", [(48, 48), (96, 48), (48, 96), (96, 96), (60, 90)])
+def test_the_processor_reads_as_training_does(size: tuple[int, int]) -> None:
+    from PIL import Image
+
+    processor = build_processor()
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    content = [{"type": "image"}, {"type": "text", "text": "What colour is the ring?\nA. red"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    theirs = processor(text=[text], images=[image], return_tensors="np")
+    ours = prompt_ids(processor.tokenizer, content[1]["text"], [tokens_of(size[1], size[0], GEOMETRY)])
+    assert theirs["input_ids"][0].tolist() == ours.tolist()
+    tiles = cut(image, GEOMETRY).astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(theirs["pixel_values"][0], tiles, atol=0.02)
+
+
+def test_words_of_the_world_are_single_tokens_wherever_they_stand(tokenizer: Any) -> None:
+    for word in (*COLOURS, *SHAPES, *WORDS):
+        assert len(tokenizer.tokenize(word)) == 1
+        assert tokenizer.tokenize(f"a {word}.")[2] == tokenizer.tokenize(word)[0]
+    assert len(tokenizer.tokenize("372")) == 3
+
+
+def test_the_tokenizer_is_deterministic_and_loses_nothing(tokenizer: Any) -> None:
+    assert build_tokenizer().get_vocab() == tokenizer.get_vocab()
+    for text in (*corpus()[:200], "déjà vu, 北京 🙂\n\n  two  blanks"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_captions_of_a_picture_see_the_prompt_and_themselves_only(tokenizer: Any) -> None:
+    batch = draw_batch(Random(0), 4, tokenizer, GEOMETRY)
+    seen = batch.mask[:, 0] == 0
+    for row in range(4):
+        starts = [i for i in range(1, seen.shape[1]) if not seen[row, i, i - 1]]
+        prompt = starts[0] if starts else 0
+        for token in range(prompt, seen.shape[1]):
+            mine = max((s for s in starts if s <= token), default=prompt)
+            visible = set(torch.nonzero(seen[row, token]).flatten().tolist())
+            assert set(range(mine, token + 1)) <= visible
+            assert not visible & set(range(token + 1, seen.shape[1]))
+            assert all(v >= mine or batch.targets[row, v] == -100 for v in visible if v < mine)
+
+
+def test_mid_stage_training_lowers_the_loss_and_writes_a_loadable_folder(tmp_path: Path, tokenizer: Any) -> None:
+    held_out = draw_batch(Random(9), 8, tokenizer, GEOMETRY)
+    train("tiny", tmp_path, Midstage(steps=12, batch=4, warmup=2))
+    trained = load_backbone(tmp_path, attention="eager")
+    build_untrained("tiny", tmp_path / "fresh")
+    with torch.no_grad():
+        assert loss(trained, held_out) < loss(load_backbone(tmp_path / "fresh", attention="eager"), held_out) - 1
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_the_shipped_backbones_are_small_whole_and_of_this_tokenizer(name: str, tokenizer: Any) -> None:
+    folder = weights_dir(name)
+    assert (folder / "model.safetensors").stat().st_size <= 8 * 2**20
+    model = load_backbone(folder)
+    assert 1e6 < sum(p.numel() for p in model.parameters()) < 4e6
+    from transformers import AutoProcessor
+
+    assert AutoProcessor.from_pretrained(folder).tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_the_shipped_backbones_know_captions(name: str, tokenizer: Any) -> None:
+    with torch.no_grad():
+        value = loss(
+            load_backbone(weights_dir(name), attention="eager"), draw_batch(Random(77), 32, tokenizer, GEOMETRY)
+        )
+    assert value < 0.6, "an untrained model has 7.6, one that sees no picture about 0.9"
+
+
+def test_the_shipped_clip_tells_off_topic_samples(tmp_path: Path) -> None:
+    """Area under the curve of cosine(picture, first question and answer) on sound against off-topic samples."""
+    from scipy.stats import mannwhitneyu
+
+    from harness.api import PassContext
+    from selector_zoo.passes.clip import ClipConfig, ClipPass
+
+    pool = open_pool(ensure_pool(400, 3, tmp_path))
+    clip = ClipPass(ClipConfig(), PassContext(model_path=str(weights_dir("clip"))))
+    clip.open()
+    cosine = clip.run(pool, 0, pool.n)[0]["cosine"]
+    truth = {r["uid"]: r["defect"] for r in pq.read_table(Path(pool.path).parent / "truth.parquet").to_pylist()}
+    defects = np.array([truth[uid] for uid in pool.uids()])
+    sound, off = cosine[(defects == "") & ~np.isnan(cosine)], cosine[defects == "off_topic"]
+    assert mannwhitneyu(sound, off).statistic / (len(sound) * len(off)) > 0.9
+    assert (weights_dir("clip") / "model.safetensors").stat().st_size <= 8 * 2**20
