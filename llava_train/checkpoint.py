@@ -45,7 +45,10 @@ def save(engine: Engine, folder: Path, mark: Mark) -> None:
     engine.deepspeed.save_checkpoint(str(draft), tag=_TAG, save_latest=False)
     dist.barrier()
     if leads:
-        (draft / _META).write_text(json.dumps(asdict(mark)))
+        files = {str(f.relative_to(draft)): f.stat().st_size for f in _files(draft)}
+        (draft / _META).write_text(json.dumps({"mark": asdict(mark), "files": files}))
+        for file in _files(draft):
+            _sync(file)
         shutil.rmtree(folder / name, ignore_errors=True)
         os.replace(draft, folder / name)
         _point(folder, name)
@@ -55,9 +58,19 @@ def save(engine: Engine, folder: Path, mark: Mark) -> None:
     dist.barrier()
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file())
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as f:
+        os.fsync(f.fileno())
+
+
 def _point(folder: Path, name: str) -> None:
     draft = folder / (_LATEST + ".draft")
     draft.write_text(json.dumps({"checkpoint": name}))
+    _sync(draft)
     os.replace(draft, folder / _LATEST)
 
 
@@ -70,22 +83,33 @@ def find(folder: Path, wanted: Mark) -> Path | None:
     if not latest.is_file():
         return None
     found = folder / str(json.loads(latest.read_text())["checkpoint"])
-    if not (found / _META).is_file():
+    mark = _read(found)
+    if mark is None:
         log.warning("the checkpoint %s is incomplete; training starts again", found)
         return None
-    mark = Mark(**json.loads((found / _META).read_text()))
     if (mark.run, mark.world, mark.zero_stage) != (wanted.run, wanted.world, wanted.zero_stage):
         log.warning("the checkpoint %s is of another run (%s); training starts again", found, mark)
         return None
     return found
 
 
+def _read(found: Path) -> Mark | None:
+    """The mark of a checkpoint whose files are all there in full, else None."""
+    meta = found / _META
+    if not meta.is_file():
+        return None
+    value = json.loads(meta.read_text())
+    whole = all((found / f).is_file() and (found / f).stat().st_size == n for f, n in value["files"].items())
+    return Mark(**value["mark"]) if whole else None
+
+
 def load(engine: Engine, found: Path) -> int:
     """Put a checkpoint into a fresh engine; returns the next step."""
     path, _ = engine.deepspeed.load_checkpoint(str(found), tag=_TAG)
-    if path is None:
+    mark = _read(found)
+    if path is None or mark is None:
         raise RuntimeError(f"DeepSpeed could not read its checkpoint in {found}")
-    return Mark(**json.loads((found / _META).read_text())).step
+    return mark.step
 
 
 def clear(folder: Path, world: World) -> None:

@@ -148,7 +148,7 @@ class _Run:
                 journal.write(row)
                 if progress is not None:
                     progress(work.step + 1, len(self.batches), {"loss": row["loss"], "seconds": row["seconds"]})
-            self._checkpoint(work.step + 1)
+            self._checkpoint(work.step + 1, journal)
         if journal is not None:
             journal.close()
         return self._write(start)
@@ -200,10 +200,12 @@ class _Run:
         log.info("continuing at step %d of %d", step, len(self.batches))
         return step
 
-    def _checkpoint(self, done: int) -> None:
+    def _checkpoint(self, done: int, journal: Journal | None) -> None:
         every = self.request.spec.checkpoint_every
         if every and done % every == 0 and done < len(self.batches):
             self.heartbeat.beat(done, "checkpoint")
+            if journal is not None:
+                journal.sync()
             checkpoint.save(self.engine, self.request.partial, self._mark(done))
 
     def _write(self, start: int) -> TrainReport:

@@ -67,6 +67,10 @@ class Journal:
         self._file.write(_line(row))
         self._file.flush()
 
+    def sync(self) -> None:
+        """Make all rows durable: a checkpoint must not outlive the rows before it."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
