@@ -1,7 +1,7 @@
 """Make the shipped mid-stage weights: `python -m harness.miniworld.train_backbone tiny --out DIR`.
 
-First the vision tower learns to tag patches, as real towers come pre-trained, then the whole model learns captions of
-pictures and of regions. No question occurs, so SFT is what teaches it to answer.
+First the vision tower learns to tag patches, as real towers come pre-trained, then the whole model learns captions
+of pictures and of regions. No question occurs, so SFT is what teaches it to answer.
 """
 
 from __future__ import annotations
