@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.benchmarks import Benchmark
 from harness.cells import EvalSettings
-from harness.errors import HarnessError
+from harness.evaluation.local import check_local_task
 from harness.keys import tree_digest
 from harness.types import EvalSpec
 
@@ -21,18 +21,23 @@ def engine() -> str:
 
 @functools.lru_cache(maxsize=32)
 def _folder_digest(path: str) -> str:
-    folder = Path(path)
-    if not folder.is_dir():
-        raise HarnessError(f"there is no task folder {path}: give a folder with lmms-eval task files.")
-    return tree_digest(folder)
+    return tree_digest(Path(path))
+
+
+@functools.lru_cache(maxsize=1024)
+def _check(path: str, task: str) -> None:
+    """Look once for what a task names: a hole found now is not found after training."""
+    check_local_task(path, task)
 
 
 def eval_spec(benchmark: Benchmark, protocol: str, settings: EvalSettings) -> EvalSpec:
     """The identity of a benchmark run under some settings.
 
-    Raises HarnessError where the benchmark's task folder does not exist.
+    Raises HarnessError where the benchmark's task folder does not exist, or its task or data are not in it.
     """
     local = benchmark.include_path
+    if local:
+        _check(local, benchmark.task)  # also before the folder is read for its digest
     return EvalSpec(
         benchmark=benchmark.name,
         task=benchmark.task,

@@ -177,7 +177,7 @@ class Store:
     """A folder of stage directories; safe to share between processes and machines."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = Path(root).resolve()  # stages may change the working folder
 
     def create(self) -> Store:
         ensure_writable(self.root)
