@@ -111,8 +111,9 @@ class Engine:
         self.spec, self.steps, self.world = spec, steps, world
         model.to(world.device)
         groups = parameter_groups(model, spec)
+        self._sizes = [(g["name"], g["peak"], sum(p.numel() for p in g["params"])) for g in groups]
         optimizer = torch.optim.AdamW(groups, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, fused=True)
-        config = deepspeed_config(spec, sum(p.numel() for g in groups for p in g["params"]))
+        config = deepspeed_config(spec, sum(size for _, _, size in self._sizes))
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config
         )
@@ -126,6 +127,11 @@ class Engine:
     def rates(self) -> dict[str, float]:
         """Learning rate of each part, as the optimiser has it now."""
         return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+
+    def describe(self) -> str:
+        """What is trained, and how fast at most: one phrase for the log."""
+        parts = [f"{size:,} {name} parameters at {peak:g}" for name, peak, size in self._sizes]
+        return f"{', '.join(parts)}, rank {self.world.rank} of {self.world.size} on {self.world.device}"
 
     @property
     def skipped(self) -> int:

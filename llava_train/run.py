@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -136,11 +137,17 @@ class _Run:
         self.loader = make_loader(request, model.config, world, positions, self.batches)
         packed = PackedModel(model, gradient_checkpointing=spec.gradient_checkpointing)
         self.engine = Engine(packed, spec, len(self.batches), world)
+        log.info("%d samples, %d steps, %s", len(positions), len(self.batches), self.engine.describe())
 
     def finish(self, progress: Progress | None) -> TrainReport:
         """Run what is left of the steps, write the model and say what was done."""
         start = self._resume()
-        journal = Journal(self.request.partial / JOURNAL, start) if self.world.leads else None
+        leads = self.world.leads
+        with Journal(self.request.partial / JOURNAL, start) if leads else nullcontext() as journal:
+            self._steps(start, journal, progress)
+        return self._write(start)
+
+    def _steps(self, start: int, journal: Journal | None, progress: Progress | None) -> None:
         threads = 1 if self.world.device.type == "cpu" else min(8, os.cpu_count() or 1)
         for work in self.loader.stream(start, threads, ahead=2 * threads):
             row = self._step(work)
@@ -149,9 +156,6 @@ class _Run:
                 if progress is not None:
                     progress(work.step + 1, len(self.batches), {"loss": row["loss"], "seconds": row["seconds"]})
             self._checkpoint(work.step + 1, journal)
-        if journal is not None:
-            journal.close()
-        return self._write(start)
 
     def _step(self, work: Work) -> dict[str, Any]:
         """Run one step and describe it in a row of the journal."""

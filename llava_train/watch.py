@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from harness.errors import HarnessError
 
@@ -54,7 +54,10 @@ class Heartbeat:
 
 
 class Journal:
-    """One JSON line a step; opened at a step, it forgets what was written from that step on."""
+    """One JSON line a step; opened at a step, it forgets what was written from that step on.
+
+    A context manager: rows are on their way to the disk after each step, and the file is closed at the end.
+    """
 
     def __init__(self, path: Path, start: int) -> None:
         kept = [line for line in read_journal(path) if line["step"] < start]
@@ -71,7 +74,10 @@ class Journal:
         """Make all rows durable: a checkpoint must not outlive the rows before it."""
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

@@ -251,7 +251,6 @@ def test_the_deepspeed_configuration_says_everything_that_moved() -> None:
 def test_a_journal_forgets_what_is_repeated_and_survives_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"ste')
-    journal = Journal(path, start=2)
-    journal.write({"step": 2, "again": True})
-    journal.close()
+    with Journal(path, start=2) as journal:
+        journal.write({"step": 2, "again": True})
     assert read_journal(path) == [{"step": 0}, {"step": 1}, {"step": 2, "again": True}]
