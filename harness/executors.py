@@ -19,13 +19,7 @@ from harness.worker import Job
 
 PRELOAD: Mapping[str, tuple[str, ...]] = {
     "light": ("harness.worker", "harness.stages.select"),
-    "train": (
-        "harness.worker",
-        "torch",
-        "transformers.models.llava_onevision.modeling_llava_onevision",
-        "deepspeed",
-        "llava_train.run",
-    ),
+    "train": ("harness.worker", "llava_train.preload"),
     # lmms_eval changes torch.distributed's defaults on import, so evaluation keeps a server of its own.
     "evaluate": ("harness.worker", "harness.evaluation.preload"),
 }

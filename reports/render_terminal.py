@@ -28,9 +28,18 @@ class Density:
     decimals: int = 2
     title: int = 99
     signs: bool = True
+    spread: bool = True
+    """Also print the spread over trials of every score, not only that of the summary."""
 
 
-_DENSITIES: Final = (Density(), Density(decimals=1), Density(1, 6), Density(1, 5, signs=False))
+_DENSITIES: Final = (
+    Density(),
+    Density(decimals=1),
+    Density(spread=False),
+    Density(decimals=1, spread=False),
+    Density(1, 6, spread=False),
+    Density(1, 5, signs=False, spread=False),
+)
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -78,18 +87,20 @@ def _grid(table: Table, block: Block, plain: bool, density: Density, columns: In
         for row in section.rows:
             label = Text(f"  {row.title}", style=_ROLE_STYLES[row.role])
             cells = ((row.cells[i], table.columns[i]) for i in columns)
-            signs = plain and density.signs
-            grid.add_row(label, *(_cell(cell, row, column, signs, density.decimals) for cell, column in cells))
+            grid.add_row(label, *(_cell(cell, row, column, plain, density) for cell, column in cells))
     return grid
 
 
-def _cell(cell: TableCell, row: Row, column: Column, signs: bool, decimals: int) -> Text:
+def _cell(cell: TableCell, row: Row, column: Column, plain: bool, density: Density) -> Text:
     style = " ".join(_STYLES[m] for m in sorted(cell.marks) if m in _STYLES)
     number = column.kind == "score" and cell.value is not None
-    text = Text(f"{cell.value:.{decimals}f}" if number else cell.plain, style=style or _ROLE_STYLES[row.role])
-    text.append((_sign(cell) if signs else "") + cell.suffix)
+    shown = f"{cell.value:.{density.decimals}f}" if number else cell.plain
+    text = Text(shown, style=style or _ROLE_STYLES[row.role])
+    text.append((_sign(cell) if plain and density.signs else "") + cell.suffix)
     if cell.spread and column.kind == "summary":
         text.append(f" ±{cell.spread}", style="dim")
+    elif cell.sd is not None and density.spread:
+        text.append(f"±{cell.sd:.{density.decimals}f}", style="dim")
     return text
 
 

@@ -1,9 +1,12 @@
 """What the harness itself costs: starting a stage, and walking through a sweep that is done.
 
 `python -m tests.bench.overhead` runs a small real sweep twice on one slot. The last line is one JSON object:
-`cells`, `stages`, `replay_s` (the second run, which computes nothing), `stage_start_s` (from handing a train stage to
-its fork server until its first optimiser step begins, DeepSpeed's start included; the median after the first) and
-`first_stage_start_s` (the same while the server still imports its libraries).
+
+`cells`, `stages`
+`replay_s`             the second run, which computes nothing
+`stage_start_s`        from handing a train stage to its fork server until its first optimiser step begins,
+                       DeepSpeed's start included; the median after the first
+`first_stage_start_s`  the same while the server still imports its libraries
 """
 
 from __future__ import annotations
@@ -87,7 +90,7 @@ def sweep(root: Path, seeds: int) -> Sweep:
 
 def first_step_seconds(store: Store) -> float:
     """What an optimiser step itself takes, to be left out of the starting time."""
-    logs = [path for path in store.root.glob("train/*/out/train_log.jsonl")]
+    logs = list(store.root.glob("train/*/out/train_log.jsonl"))
     return statistics.median(json.loads(p.read_text().splitlines()[0])["seconds"] for p in logs)
 
 

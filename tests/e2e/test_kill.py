@@ -48,21 +48,16 @@ Midway = Callable[[StageDir], bool]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments of a small sweep on tiny untrained models of the real classes."""
-    from harness.miniworld.architecture import build_untrained
-    from tests.models import build_clip
-
-    root = tmp_path_factory.mktemp("models")
-    build_untrained("tiny", root / "tiny", seed=0)
-    build_clip(root / "clip", tokenizer=root / "tiny")
-    (root / "slow.py").write_text(SLOW.replace("CLIP", str(root / "clip")))
+def world(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments of a small sweep."""
+    root = tmp_path_factory.mktemp("selector")
+    (root / "slow.py").write_text(SLOW.replace("CLIP", str(models / "clip")))
     return [
         "-m",
         "name=killed",
         f"selector=random,{root / 'slow.py'}",
         "budget=0.2",
-        f"backbone.path={root / 'tiny'}",
+        f"backbone.path={models / 'tiny'}",
         "pool.miniworld=400",
         "suite.only=[mini_short,mini_circular]",
         "recipe.checkpoint_every=2",
