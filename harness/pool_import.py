@@ -10,7 +10,8 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.pool import Pool
-from harness.pool_write import PoolWriter, Rejected
+from harness.pool_check import Rejected
+from harness.pool_write import PoolWriter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

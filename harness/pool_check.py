@@ -1,0 +1,114 @@
+"""What a record must be before it enters a pool; everything else is set aside with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from harness.pool import IMAGE_TOKEN
+
+MAX_PIXELS = 120_000_000
+"""More pixels than this in one image is taken for a decompression bomb."""
+
+
+class Rejected(Exception):
+    """A record that cannot be used; `reason` is one of a fixed set of words, `detail` says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedRecord:
+    uid: str
+    source: str
+    turns: tuple[tuple[str, str], ...]
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    height: int
+    width: int
+    digest: bytes
+
+
+def check_record(raw: Any, position: int, default_source: str = "") -> CheckedRecord:
+    """Read one LLaVA-format record, raising Rejected for what training could not use."""
+    if not isinstance(raw, dict):
+        raise Rejected("not_an_object", type(raw).__name__)
+    uid = raw.get("id", raw.get("idx", position))
+    if not isinstance(uid, str | int) or isinstance(uid, bool):
+        raise Rejected("bad_id", repr(uid)[:80])
+    images = _image_keys(raw.get("image"))
+    turns = _turns(raw.get("conversations"))
+    placeholders = sum(text.count(IMAGE_TOKEN) for _, text in turns)
+    if images and placeholders != len(images):
+        raise Rejected("image_count", f"{len(images)} images, {placeholders} {IMAGE_TOKEN}")
+    source = raw.get("image_source") or raw.get("data_source") or _first_folder(images) or default_source
+    return CheckedRecord(uid=str(uid), source=str(source), turns=turns, images=images)
+
+
+def _first_folder(images: Sequence[str]) -> str:
+    return PurePosixPath(images[0]).parts[0] if images and "/" in images[0] else ""
+
+
+def _image_keys(raw: Any) -> tuple[str, ...]:
+    if raw is None or raw == "":
+        return ()
+    keys = tuple(raw) if isinstance(raw, list) else (raw,)
+    for key in keys:
+        if not isinstance(key, str) or "\0" in key:
+            raise Rejected("bad_image_path", repr(key)[:80])
+        path = PurePosixPath(key)
+        if path.is_absolute() or ".." in path.parts:
+            raise Rejected("escaping_path", key[:200])
+    return keys
+
+
+def _turns(raw: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(raw, list) or not raw:
+        raise Rejected("no_turns")
+    turns: list[tuple[str, str]] = []
+    for t in raw:
+        role, text = (t.get("from"), t.get("value")) if isinstance(t, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(text, str):
+            raise Rejected("non_string", repr(t)[:80])
+        if "\0" in text:
+            raise Rejected("nul_byte")
+        turns.append((role, text))
+    if turns[0][0] != "human":  # LLaVA drops a leading turn that is not the human's
+        turns = turns[1:]
+    if len(turns) < 2 or len(turns) % 2:
+        raise Rejected("roles", f"{len(turns)} turns")
+    for i, (role, text) in enumerate(turns):
+        if role != ("human", "gpt")[i % 2]:
+            raise Rejected("roles", f"turn {i} is {role!r}"[:80])
+        if role == "gpt" and not text.strip():
+            raise Rejected("empty_answer", f"turn {i}")
+    return tuple(turns)
+
+
+def check_image(data: bytes) -> ImageFacts:
+    """Decode an image fully, raising Rejected where it is corrupt, truncated or a decompression bomb."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the bomb warning: the limit below is ours
+        try:
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise Rejected("image_bomb", f"{image.width}x{image.height}")
+            image.load()
+        except Rejected:
+            raise
+        except Exception as e:  # PIL raises many classes for bad bytes
+            raise Rejected("corrupt_image", str(e)[:200]) from None
+    return ImageFacts(height=image.height, width=image.width, digest=hashlib.sha256(data).digest())
