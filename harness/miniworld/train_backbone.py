@@ -1,7 +1,7 @@
 """Make the shipped mid-stage weights: `python -m harness.miniworld.train_backbone tiny --out DIR`.
 
-First the vision tower learns to tag patches, as real towers come pre-trained, then the whole model learns captions
-of pictures and of regions. No question occurs, so SFT is what teaches it to answer.
+First the vision tower learns to tag patches, as real towers come pre-trained, then projector and language model
+learn captions of pictures and of regions. No question occurs, so SFT is what teaches it to answer.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
         recipe,
         lambda: save(model, out),
     )
+    settle(model, draw_tagged(rng, recipe.tower_batch, geometry)[0])
+    # Kept as it is: the first gradients of an untrained language model would undo what the tower has learnt.
+    tower.tower.requires_grad_(False)
     descend(
         model,
         lambda: loss(model, draw_batch(rng, recipe.batch, tokenizer, geometry)),
@@ -88,11 +91,37 @@ class TaggedTower:
         """Cross-entropy of the tags of all patches, summed over slots."""
         import torch.nn.functional as F
 
-        hidden = self.tower(tiles, output_hidden_states=True).hidden_states[-1]
+        hidden = features(self.tower, tiles)
         heads: Any = self.module["heads"]
         return sum(
             F.cross_entropy(head(hidden).flatten(0, 1), tags[..., i].flatten()) for i, head in enumerate(heads)
         )
+
+
+def settle(model: Any, tiles: Any) -> None:
+    """Bring the tower's features to unit size and the projector's input to zero mean, measured on `tiles`.
+
+    The layers of the tower read its residual stream through a LayerNorm, so scaling everything that writes to the
+    stream scales the features and changes nothing else.
+    """
+    import torch
+
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    with torch.no_grad():
+        scale = 1 / features(tower, tiles).square().mean().sqrt()
+        writers = [tower.embeddings.patch_embedding, tower.embeddings.position_embedding]
+        for layer in tower.encoder.layers:
+            writers += [layer.self_attn.out_proj, layer.mlp.fc2]
+        for writer in writers:
+            for parameter in writer.parameters():
+                parameter.mul_(scale)
+        mean = features(tower, tiles).mean(dim=(0, 1))
+        projector.linear_1.bias.copy_(-projector.linear_1.weight @ mean)
+
+
+def features(tower: Any, tiles: Any) -> Any:
+    """What the projector is given: the last hidden states before the final LayerNorm."""
+    return tower(tiles, output_hidden_states=True).hidden_states[-1]
 
 
 def descend(
@@ -127,6 +156,8 @@ def _optimizers(module: Any, recipe: Midstage) -> list[Any]:
     matrices: list[Any] = []
     others: list[Any] = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         inner = parameter.ndim == 2 and "embed" not in name and not name.startswith("heads")
         (matrices if inner else others).append(parameter)
     made = [
@@ -152,13 +183,13 @@ def loss(model: Any, batch: Batch) -> Any:
     import torch.nn.functional as F
 
     inner = model.model
-    features = inner.get_image_features(
+    pictures = inner.get_image_features(
         batch.pixels, batch.sizes, vision_feature_layer=-1, vision_feature_select_strategy="full"
     ).pooler_output
     embeds = inner.get_input_embeddings()(batch.ids)
     is_image = batch.ids == model.config.image_token_index
     hidden = inner.language_model(
-        inputs_embeds=embeds.masked_scatter(is_image[..., None], torch.cat(list(features))),
+        inputs_embeds=embeds.masked_scatter(is_image[..., None], torch.cat(list(pictures))),
         attention_mask={"full_attention": batch.mask},
         position_ids=batch.positions,
         use_cache=False,

@@ -34,7 +34,7 @@ def test_a_cell_of_tabmwp(tmp_path: Path) -> None:
     assert "1045 of 1045 records" in said
     pool = open_pool(tmp_path / "pool")
     assert pool.record(0).uid == "tabmwp_33_mc"
-    assert set(pool.sources()) == {"tabmwp(mc)", "tabmwp(cot)"}
+    assert set(pool.sources()) == {"tabmwp(mc)", "tabmwp(cot)", "tabmwp(short)"}
 
     task = tmp_path / "task"
     shutil.copytree(ROOT / "examples" / "tabmwp_task", task, ignore=shutil.ignore_patterns("*.parquet"))

@@ -127,7 +127,9 @@ def test_running_again_computes_only_what_failed(ran: Ran) -> None:
 
 def test_one_cell_of_it_is_there_already(ran: Ran, models: Path) -> None:
     arguments = [a for a in ran.arguments if a.split("=")[0] in ("backbone.path", "pool.miniworld", "store")]
-    output = run(*arguments, "suite.only=[mini_short,mini_ocr]", "selector=length", "budget=1e-1", "mode=read_only")
+    output = run(
+        *arguments, "suite.only=[mini_short,mini_ocr]", "selector=length", "budget=1e-1", "mode=read_only"
+    )
     assert "no baselines are added" in output
     assert "length" in output
 
