@@ -118,6 +118,7 @@ def quiet_environment(threads: int, device: str) -> dict[str, str]:
     """The environment of fork servers: everything read at import time is set here, once."""
     env = dict(os.environ)
     env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = env["OPENBLAS_NUM_THREADS"] = str(threads)
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling the libraries anew costs every server ten seconds
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     env.setdefault("TRANSFORMERS_VERBOSITY", "error")
     env.setdefault("DEEPSPEED_LOG_LEVEL", "error")
