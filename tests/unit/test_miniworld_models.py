@@ -1,4 +1,4 @@
-"""The models of miniworld: their folders load, read pictures and text as training does, and hold what they claim."""
+"""The models of miniworld: folders that load, read as training does, and hold what is claimed of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import torch
 from harness.errors import HarnessError
 from harness.miniworld import ensure_pool, weights_dir
 from harness.miniworld.architecture import PINPOINTS, SIZES, build_processor, build_untrained
-from harness.miniworld.midstage import draw_batch
+from harness.miniworld.midstage import draw_batch, draw_tagged
+from harness.miniworld.regions import FIGURES, INKS, NONE, SLOTS, THINGS, tags
+from harness.miniworld.scenes import Chart, Item, Shapes
 from harness.miniworld.tokenizer import build_tokenizer, corpus
-from harness.miniworld.train_backbone import Midstage, loss, train
+from harness.miniworld.train_backbone import Midstage, features, loss, settle, train
 from harness.miniworld.vocabulary import COLOURS, SHAPES, WORDS
 from harness.pool import open_pool
 from llava_train.chat import prompt_ids
@@ -93,9 +95,35 @@ def test_captions_of_a_picture_see_the_prompt_and_themselves_only(tokenizer: Any
             assert all(v >= mine or batch.targets[row, v] == -100 for v in visible if v < mine)
 
 
+def test_region_tags_name_what_stands_where() -> None:
+    scene = Shapes((Item("red", "ring", "top right"),), "white")
+    found = tags(scene, 48, GEOMETRY).reshape(2, 6, 6, len(SLOTS))
+    assert (found[0] == found[1]).all(), "the grid tile of a small picture is the picture"
+    corner = [THINGS.index("ring"), INKS.index("red"), 0, 0, 0]
+    assert (found[0, :3, 3:] == corner).all()
+    assert not found[0, 3:].any()
+    chart = Chart((("red", 3), ("blue", 7), ("pink", 1)), wide=True)
+    base, left, right = tags(chart, 96, GEOMETRY).reshape(3, 6, 6, len(SLOTS))
+    assert {FIGURES[v] for v in base[0, :, 2]} == {"3", "7", "1"}
+    assert {FIGURES[v] for v in left[0, :, 2]} == {NONE, "3", "7"}
+    assert {FIGURES[v] for v in right[0, :, 2]} == {"7", "1"}
+
+
+def test_settling_scales_the_features_and_changes_nothing_else(untrained: Path) -> None:
+    model = load_backbone(untrained)
+    tower = model.model.vision_tower
+    tiles, _ = draw_tagged(Random(1), 16, GEOMETRY)
+    with torch.no_grad():
+        before = features(tower, tiles)
+        settle(model, tiles)
+        after = features(tower, tiles)
+    assert after.square().mean() == pytest.approx(1, rel=1e-3)
+    torch.testing.assert_close(after / after.norm(), before / before.norm(), rtol=1e-3, atol=1e-5)
+
+
 def test_mid_stage_training_lowers_the_loss_and_writes_a_loadable_folder(tmp_path: Path, tokenizer: Any) -> None:
     held_out = draw_batch(Random(9), 8, tokenizer, GEOMETRY)
-    train("tiny", tmp_path, Midstage(steps=12, batch=4, warmup=2))
+    train("tiny", tmp_path, Midstage(tower_steps=3, steps=12, tower_batch=8, batch=4, warmup=2))
     trained = load_backbone(tmp_path, attention="eager")
     build_untrained("tiny", tmp_path / "fresh")
     with torch.no_grad():
@@ -125,9 +153,9 @@ def test_the_shipped_backbones_know_captions(name: str, tokenizer: Any) -> None:
 def test_the_shipped_clip_tells_off_topic_samples(tmp_path: Path) -> None:
     """Area under the curve of cosine(picture, first question and answer) on sound against off-topic samples."""
     from scipy.stats import mannwhitneyu
+    from selector_zoo.passes.clip import ClipConfig, ClipPass
 
     from harness.api import PassContext
-    from selector_zoo.passes.clip import ClipConfig, ClipPass
 
     pool = open_pool(ensure_pool(400, 3, tmp_path))
     clip = ClipPass(ClipConfig(), PassContext(model_path=str(weights_dir("clip"))))
