@@ -87,7 +87,7 @@ def test_two_spellings_of_a_budget_were_one_cell(ran: Ran) -> None:
 
 
 def test_a_failure_is_isolated_and_named(ran: Ran) -> None:
-    assert "failed: broken/10%/s0/select: ZeroDivisionError: division by zero (broken.py:16)" in ran.output
+    assert "failed: broken/10%/s0/select: ZeroDivisionError: division by zero (broken.py:17)" in ran.output
     assert "sievebench: broken/10%/tiny/s0 has no result." in ran.output
     done = [d for d in stages(ran.store, "evaluate") if d.done()]
     assert len(done) == 6 * 2
@@ -100,8 +100,7 @@ def test_the_table_has_every_method_and_its_baselines(ran: Ran) -> None:
         assert (ran.report / name).stat().st_size > 100
     rows = list(csv.reader((ran.report / "table.csv").open()))
     assert len(rows) >= 5
-    assert "<svg" in (ran.report / "index.html").read_text()
-    assert "broken.py:16" in (ran.report / "index.html").read_text()
+    assert "broken.py:17" in (ran.report / "index.html").read_text()
 
 
 def test_the_number_in_the_table_is_the_one_in_the_store(ran: Ran) -> None:
