@@ -186,6 +186,7 @@ def _add_train(plan: Plan, cell: Cell, select: str, recipe: TrainSpec, label: st
         settings={
             "pool_path": cell.pool.path,
             "backbone_path": cell.backbone.path,
+            "samples": cell.budget.size(cell.pool.n),
             "run": {
                 "zero_stage": spec.zero_stage,
                 "pack_tokens": spec.pack_tokens,

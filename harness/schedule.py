@@ -153,7 +153,7 @@ class Scheduler:
             group = stage.inputs["train.checkpoint"] if stage.kind == "evaluate" else key
             groups.setdefault(group, []).append(stage)
         jobs = [Job(name=_job_name(stages), stages=tuple(stages)) for stages in groups.values()]
-        return sorted(jobs, key=lambda job: _URGENCY[job.stages[0].kind])
+        return sorted(jobs, key=_precedence)
 
     def _settle(self, ended: Ended) -> None:
         for stage in ended.job.stages:
@@ -211,7 +211,12 @@ class Scheduler:
 
 
 _URGENCY: Mapping[str, int] = {"select": 0, "score": 0, "features": 1, "train": 2, "evaluate": 3, "judge": 4}
-"""Cheap stages that others wait for go first."""
+
+
+def _precedence(job: Job) -> tuple[int, int]:
+    """Order of starting: cheap stages that others wait for, then the longest trainings."""
+    first = job.stages[0]
+    return _URGENCY[first.kind], -int(str(first.settings.get("samples", 0)))
 
 
 def _job_name(stages: list[Stage]) -> str:
