@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=("terminal", "md", "tex", "csv", "html"), default="terminal")
     report.add_argument("--out", type=Path, help="folder to write the report into")
     _pool_verbs(verbs)
+    _wandb_verbs(verbs)
     return parser
 
 
@@ -62,6 +63,43 @@ def _pool_verbs(verbs: object) -> None:
     imported.add_argument("--name", default="", help="name of the pool; that of the folder where left out")
     imported.add_argument("--strict", action="store_true", help="a record that cannot be used is an error")
     imported.set_defaults(handler=_import)
+
+
+def _wandb_verbs(verbs: object) -> None:
+    wandb: argparse.ArgumentParser = verbs.add_parser("wandb", help="show sweeps in W&B")  # type: ignore[attr-defined]
+    actions = wandb.add_subparsers(dest="action", required=True, metavar="ACTION")
+    push = _store_verb(
+        actions, "push", "rebuild a sweep's runs, tables and artifacts from the store", _push, "sweep"
+    )
+    push.add_argument("--project", default="sievebench")
+    push.add_argument("--entity", default="", help="user or team; the account's own where left out")
+    push.add_argument("--mode", default="", help="offline or online; WANDB_MODE where left out, and then offline")
+    push.add_argument("--force", action="store_true", help="write unchanged runs again too")
+    sync = actions.add_parser("sync", help="upload the offline runs of a store, and prove it")
+    sync.add_argument("--store", type=Path, default=Path("runs"))
+    sync.set_defaults(handler=_sync)
+
+
+def _push(options: argparse.Namespace) -> int:
+    from harness.reporting import only_sweep
+    from harness.store import Store
+    from harness.tracking import Tracking
+    from harness.tracking.apart import push_apart
+
+    store = Store(options.store)
+    tracking = Tracking(name="wandb", project=options.project, entity=options.entity, mode=options.mode)
+    result = push_apart(store, options.sweep or only_sweep(store), tracking, force=options.force)
+    print(result.sentence(store))
+    return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from harness.store import Store
+    from harness.tracking import Tracking
+    from harness.tracking.sync import sync
+
+    print(f"W&B: {sync(Store(options.store), Tracking(name='wandb'))} runs uploaded.")
+    return 0
 
 
 def _import(options: argparse.Namespace) -> int:

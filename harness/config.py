@@ -22,6 +22,7 @@ from harness.models import backbone
 from harness.pool import Pool, open_pool
 from harness.registry import loadable_selectors, selector_spec
 from harness.schedule import MODES, Mode
+from harness.tracking import Tracking
 from harness.types import Budget, TrainSpec
 
 
@@ -91,6 +92,17 @@ class ExecutorSchema:
     """Samples a feature pass computes and keeps at a time: what a killed pass loses at most."""
 
 
+@dataclass
+class TrackingSchema:
+    """See `harness.tracking.Tracking`."""
+
+    name: str = "none"
+    project: str = "sievebench"
+    entity: str = ""
+    mode: str = ""
+    timeout_s: float = 900.0
+
+
 def _recipe_schema() -> type[Any]:
     """TrainSpec with the types OmegaConf knows, and without the seed, which belongs to the cell."""
     fields = [(f.name, type(f.default), f.default) for f in dataclasses.fields(TrainSpec) if f.name != "seed"]
@@ -113,6 +125,7 @@ class RunSchema:
     evaluation: EvaluationSchema = field(default_factory=EvaluationSchema)
     baselines: BaselinesSchema = field(default_factory=BaselinesSchema)
     executor: ExecutorSchema = field(default_factory=ExecutorSchema)
+    tracking: TrackingSchema = field(default_factory=TrackingSchema)
     seed: int = 0
     store: str = "runs"
     name: str = ""
@@ -139,6 +152,7 @@ class RunSettings:
     slots: int
     threads: int
     shard: int
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 def register_schemas() -> None:
@@ -151,6 +165,7 @@ def register_schemas() -> None:
         ("backbone", BackboneSchema),
         ("suite", SuiteSchema),
         ("executor", ExecutorSchema),
+        ("tracking", TrackingSchema),
     ):
         store.store(group=group, name="base", node=node)
     for name, plugin in loadable_selectors().items():
@@ -172,8 +187,9 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 def settings_of(cfg: DictConfig) -> RunSettings:
     """The part of a configuration that says how to run.
 
-    Raises HarnessError for an unknown mode or executor.
+    Raises HarnessError for an unknown mode, executor or tracker.
     """
+    tracking: Any = OmegaConf.to_container(cfg.tracking, resolve=True)
     if cfg.mode not in MODES:
         raise unknown_name("mode", cfg.mode, MODES)
     if cfg.executor.name != "local":
@@ -190,6 +206,7 @@ def settings_of(cfg: DictConfig) -> RunSettings:
         slots=cfg.executor.slots,
         threads=cfg.executor.threads,
         shard=cfg.executor.shard,
+        tracking=Tracking(**tracking),
     )
 
 

@@ -62,13 +62,17 @@ def _errors(cells: Sequence[Any], sweep: Any, failures: Any) -> list[Exception |
 
 
 def show_report(sweep: Any, console: Any) -> None:
-    """Print the table of a sweep and write its report folder."""
+    """Print the table of a sweep, write its report folder, and show it to the tracker."""
     from harness.reporting import show_table, write_report
+    from harness.tracking import track
 
     folder = Path(sweep.settings.report) if sweep.settings.report else None
     show_table(sweep.store, sweep.name, console)
     written = write_report(sweep.store, sweep.name, folder)
     console.print(f"Report: {written / 'index.html'}", highlight=False, soft_wrap=True)
+    told = track(sweep.store, sweep.name, sweep.settings.tracking)
+    if told:
+        console.print(told, highlight=False, soft_wrap=True, markup=False)
 
 
 @dataclasses.dataclass(slots=True)
