@@ -26,9 +26,12 @@ NAMES = selector_names()
 
 GOLDEN: dict[tuple[str, int], str] = {
     ("clip_score", 1): "a3b7a0c1534c4cc43bbf9d6e1c2697277ffb600ad7c50aff588f91b9dcd141e0",
+    ("el2n", 1): "c7226f5b595ddacc57ef8efb5be795b1501008b55d2aea41d7e18b7c875fd917",
     ("full", 1): "ffa11ef7cbb6c8a309eff770874d2c219e7cd63bdbe2c65780582bbca5a621e5",
     ("length", 1): "558234310cf3948a3e6ec1ceb3d04776dfa54aef625b86ca7356d87f33cf92b7",
+    ("ppl_mid", 1): "b87401067710da287495a2748f3033a7da0ae39d8006f940884838ba3b553c49",
     ("random", 1): "6c76b381ad349ce8de4bc0e46e808fb512623adb31197a416d935de623ffb9b0",
+    ("random_stratified", 1): "63e238e2da46ac8c58ed0b9b849005babc99e9a4a1b2cfde34039b62919cc477",
 }
 """Digest of the uids kept of a fixed pool with synthetic columns, by selector and version.
 
@@ -42,6 +45,10 @@ def synthetic(name: str, pool: Pool) -> dict[str, npt.NDArray[Any]]:
     if name == "tokens":
         return {c: (noise % (17 + i)).astype(np.int32) for i, c in enumerate(TOKEN_COLUMNS)}
     unit = (noise / 2.0**64).astype(np.float32)
+    if name == "forward":
+        counts = (noise % 9).astype(np.int32)
+        some = np.where(counts > 0, unit, np.nan).astype(np.float32)
+        return {"n_tok_ans": counts, "nll_sum_ans": 9 * some, "el2n_mean_ans": some}
     return {"cosine": np.where(pool.column("n_images") > 0, unit, np.nan).astype(np.float32)}
 
 
@@ -54,7 +61,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     build_untrained("tiny", root / "tiny", seed=0)
     build_clip(root / "clip", tokenizer=root / "tiny")
-    return {"mid": root / "tiny", "miniworld:clip": root / "clip"}
+    return {"mid": root / "tiny", "warm": root / "tiny", "miniworld:clip": root / "clip"}
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "harness/leases.py": {"harness.files"},
     "harness/store.py": TYPES | {"harness.leases", "harness"},
     "harness/api.py": TYPES,
-    "selectors/selector_zoo/*.py": API,
-    "selectors/selector_zoo/passes/*.py": API | {"llava_train"},
+    "selectors/selector_zoo/*.py": API | {"selector_zoo"},
+    "selectors/selector_zoo/passes/*.py": API | {"llava_train", "selector_zoo"},
     "llava_train/*.py": TYPES | {"llava_train"},
     "reports/*.py": STORE | {"reports"},
 }
