@@ -56,20 +56,30 @@ def facts(scene: Scene) -> list[str]:
     return brief(scene).replace(": ", ", ").split(", ")
 
 
-def fragments(scene: Scene) -> list[str]:
-    """Captions of regions, as a pre-training corpus has them: what stands where, never a question."""
+def fragments(scene: Scene) -> list[tuple[str, str]]:
+    """Captions of regions as a pre-training corpus has them: (name of the region, what is there).
+
+    Never a question, and said in a phrase that answers none of them.
+    """
     match scene:
         case Shapes():
-            places = [f"{i.place}: {i.colour} {i.shape}" for i in scene.items]
-            inks = [f"{i.shape} in {i.colour}" for i in scene.items]
-            return [*places, *inks, *(f"{i.colour} {i.shape} at {i.place}" for i in scene.items)]
+            parts = []
+            for i in scene.items:
+                parts += [(i.shape, f"{i.colour}, at the {i.place}"), (i.colour, f"{i.shape}, at the {i.place}")]
+                parts += [(i.place, f"{i.colour} {i.shape}"), (f"{i.colour} {i.shape}", f"{i.place} corner")]
+            return parts
         case Chart():
             top = max(scene.bars, key=lambda b: b[1])[0]
-            return [f"highest bar: {top}", *(f"{colour} bar: {value}" for colour, value in scene.bars)]
+            return [("highest bar", f"{top} bar"), *((f"{c} bar", f"{v} units") for c, v in scene.bars)]
         case Print():
-            return [f"{scene.ink} {kind_of(scene.text)} {scene.text}"]
+            return [("text", f"{kind_of(scene.text)} {scene.text}, in {scene.ink}")]
         case Table():
-            forward = [f"row {word}: {number}" for word, number in scene.rows]
-            return [*forward, *(f"number {number}: row {word}" for word, number in scene.rows)]
+            forward = [(f"row {word}", f"{number} there") for word, number in scene.rows]
+            return [*forward, *((f"number {number}", f"{word} row") for word, number in scene.rows)]
         case Digits():
-            return [f"digit {i + 1}: {digit}" for i, digit in enumerate(scene.digits)]
+            return [(f"digit {i + 1}", f"{digit} in handwriting") for i, digit in enumerate(scene.digits)]
+
+
+def region_captions(scene: Scene) -> list[str]:
+    """Captions of regions that name the region themselves."""
+    return [f"{name}: {text}" for name, text in fragments(scene)]

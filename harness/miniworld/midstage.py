@@ -23,7 +23,7 @@ Ints = npt.NDArray[Any]
 
 CAPTIONS: Final = 5
 """Captions of one picture; the picture is encoded once for all of them."""
-GAP: Final = 48
+GAP: Final = 24
 WEIGHTS: Final = {"shapes": 6, "chart": 4, "print": 4, "table": 5, "digits": 3}
 """How often each kind of picture is drawn."""
 
@@ -85,8 +85,7 @@ def _collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometr
     pixels = _scaled(np.stack([cut(image, geometry) for image in images]))
     n_image = tokens_of(height, width, geometry)
     marks = specials(tokenizer)
-    prompt = prompt_ids(tokenizer, IMAGE, [n_image])
-    rows = [_row(prompt, _captions(scene, rng, tokenizer)) for scene in scenes]
+    rows = [_row(_captions(scene, rng, tokenizer, n_image), marks.image) for scene in scenes]
     length = max(len(ids) for ids, _, _ in rows)
     ids, group, target = (
         np.stack([np.pad(row[i], (0, length - len(row[i])), constant_values=fill) for row in rows])
@@ -102,28 +101,31 @@ def _collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometr
     )
 
 
-def _captions(scene: Scene, rng: Random, tokenizer: Any) -> list[list[int]]:
+def _captions(scene: Scene, rng: Random, tokenizer: Any, n_image: int) -> list[tuple[Ints, list[int]]]:
+    """Prompts and captions as tokens: the whole picture, and some regions, named by the prompt."""
     parts = fragments(scene)
-    texts = [brief(scene), *rng.sample(parts, min(len(parts), CAPTIONS - 1))]
-    return list(tokenizer([t + END for t in texts], add_special_tokens=False).input_ids)
+    chosen = [("", brief(scene)), *rng.sample(parts, min(len(parts), CAPTIONS - 1))]
+    prompts = [prompt_ids(tokenizer, f"{IMAGE}\n{name}".strip(), [n_image]) for name, _ in chosen]
+    texts = tokenizer([text + END for _, text in chosen], add_special_tokens=False).input_ids
+    return list(zip(prompts, texts, strict=True))
 
 
-def _row(prompt: Ints, captions: list[list[int]]) -> tuple[Ints, Ints, Ints]:
-    """Token ids, caption number (0: the prompt) and next token of one packed row.
-
-    Every caption follows the prompt directly: each has its own copy of the prompt's last token.
-    """
-    ids, group, target = list(prompt[:-1]), [0] * (len(prompt) - 1), [-100] * (len(prompt) - 1)
-    for number, caption in enumerate(captions, 1):
-        ids += [prompt[-1], *caption]
-        group += [number] * (len(caption) + 1)
-        target += [*caption, -100]
+def _row(captions: list[tuple[Ints, list[int]]], image: int) -> tuple[Ints, Ints, Ints]:
+    """Token ids, caption number (0: what all prompts share, up to the picture) and next token of a packed row."""
+    first = captions[0][0]
+    shared = int(np.flatnonzero(first == image)[-1]) + 1
+    ids, group, target = list(first[:shared]), [0] * shared, [-100] * shared
+    for number, (prompt, caption) in enumerate(captions, 1):
+        header = prompt[shared:]
+        ids += [*header, *caption]
+        group += [number] * (len(header) + len(caption))
+        target += [-100] * (len(header) - 1) + [*caption, -100]
     return np.array(ids), np.array(group), np.array(target)
 
 
 def _positions(ids: Ints, group: Ints, image: int, rng: Random) -> Ints:
-    """Positions that restart for every caption, a random gap after the picture, where a question will stand in
-    training; without it captions would learn to look a fixed distance back."""
+    """Positions that restart for every caption, a random gap after the picture: questions will be longer than
+    names of regions, and captions should not learn to look a fixed distance back."""
     index = np.arange(group.shape[1])
     first = np.argmax(group > 0, axis=1)[:, None]
     starts = np.where((np.diff(group, axis=1, prepend=0) != 0) & (group > 0), index, 0)

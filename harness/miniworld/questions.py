@@ -199,10 +199,14 @@ def yes_no(scene: Scene, rng: Random) -> Question:
 
 
 def confirm(q: Question, true: bool) -> Question:
-    """Ask whether a short question's answer is `key` (true) or its wrong answer (false)."""
+    """Ask whether a short question's answer is the right one (true) or its wrong one (false).
+
+    The answer names what is seen before it judges, as the answer to a multiple-choice question does.
+    """
     offered = q.answer if true else q.wrong
     right, wrong = ("yes", "no") if true else ("no", "yes")
-    return Question(f"{q.text} Is it {offered}?", right, wrong, "yes/no", f"yes/no {q.skill}", right)
+    answers = f"{q.key}: {right}", f"{q.key}: {wrong}"
+    return Question(f"{q.text} Is it {offered}?", *answers, "yes/no", f"yes/no {q.skill}", right)
 
 
 OPTIONS: Final[dict[str, tuple[str, ...]]] = {

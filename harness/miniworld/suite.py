@@ -74,7 +74,7 @@ TASKS: Final = {
         metric="pairs",
         n_items=120,
         chance=200.0,
-        max_new_tokens=4,
+        max_new_tokens=8,
         score="score_yes_no",
         aggregation="accuracy_plus",
         item_score="pairs",
@@ -86,7 +86,7 @@ TASKS: Final = {
     "chart": Task(
         title="Chart", metric="relaxed", n_items=120, chance=12.0, max_new_tokens=4, score="score_chart"
     ),
-    "ocr": Task(title="OCR", metric="hit", n_items=120, chance=3.0, max_new_tokens=6, score="score_ocr"),
+    "ocr": Task(title="OCR", metric="hit", n_items=120, chance=3.0, max_new_tokens=4, score="score_ocr"),
     "short": Task(
         title="Short",
         metric="exact_match",

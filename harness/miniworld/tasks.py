@@ -30,6 +30,12 @@ def letter(answer: str) -> str | None:
     return found[-1] if found else None
 
 
+def verdict(answer: str) -> str | None:
+    """The last `yes` or `no` of an answer; None where there is none."""
+    found = re.findall(r"\b(?:yes|no)\b", answer.lower())
+    return found[-1] if found else None
+
+
 def score_choice(doc: Document, results: list[str]) -> Scored:
     chosen = letter(results[0])
     return {"accuracy": {"score": float(chosen == doc["answer"]), "parsed": chosen is not None}}
@@ -40,8 +46,8 @@ def score_circular(doc: Document, results: list[str]) -> Scored:
 
 
 def score_yes_no(doc: Document, results: list[str]) -> Scored:
-    said = results[0].strip().lower().rstrip(".")
-    facts = {"pair": doc["pair"], "category": doc["category"], "parsed": said in ("yes", "no")}
+    said = verdict(results[0])
+    facts = {"pair": doc["pair"], "category": doc["category"], "parsed": said is not None}
     return {"pairs": {"score": float(said == doc["answer"]), **facts}}
 
 

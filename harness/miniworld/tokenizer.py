@@ -33,7 +33,7 @@ def corpus() -> list[str]:
         for _ in range(150):
             scene = draw(rng)
             asked = [ask(scene, rng) for ask in asks] + [questions.text_only(rng)]
-            texts += [captions.detailed(scene), *captions.fragments(scene)]
+            texts += [captions.detailed(scene), *captions.region_captions(scene)]
             texts += [f"{q.text}\n{q.answer}" for q in asked]
     return texts * 2
 

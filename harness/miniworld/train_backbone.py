@@ -41,8 +41,8 @@ class Midstage:
 
 
 RECIPES: Final = {
-    "tiny": Midstage(tower_steps=1500, steps=1600),
-    "tiny_b": Midstage(tower_steps=1500, steps=1200),
+    "tiny": Midstage(tower_steps=2500, steps=2000),
+    "tiny_b": Midstage(tower_steps=2000, steps=1200),
 }
 
 

@@ -110,6 +110,12 @@ def test_the_last_lone_letter_is_the_choice() -> None:
     assert tasks.letter("Blue") is None
 
 
+def test_the_last_yes_or_no_is_the_verdict() -> None:
+    assert tasks.verdict("red: no") == "no"
+    assert tasks.verdict("Yes.") == "yes"
+    assert tasks.verdict("nothing") is None
+
+
 def test_accuracy_plus_of_known_pairs() -> None:
     items = [
         {"score": s, "pair": p, "category": c}
