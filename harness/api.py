@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -101,7 +102,7 @@ class PassContext:
     device: str = "cpu"
 
 
-class FeaturePass:
+class FeaturePass(ABC):
     """A per-sample computation shared by selectors, run in fixed shards and cached.
 
     A pass is opened once in a process and then computes any number of shards; a shard's columns may depend on
@@ -121,9 +122,9 @@ class FeaturePass:
     def open(self) -> None:
         """Load models and tokenizers; called once before the first shard."""
 
+    @abstractmethod
     def run(self, pool: Pool, start: int, stop: int) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
         """Columns for positions [start, stop), each of length stop - start, and one failure reason a sample.
 
         The reason is "" where all went well; failed rows hold NaN (floats) or -1 (integers).
         """
-        raise NotImplementedError

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Self
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
+from harness.errors import HarnessError
 from harness.evaluation.answering import Answerer, Progress, Question
 from harness.evaluation.checkpoint import Checkpoint, load_checkpoint
 from harness.evaluation.generation import Generation
@@ -30,10 +31,10 @@ class AnsweringModel(lmms):  # type: ignore[misc]
         """Keep the weights: lmms-eval would drop them after each task."""
 
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
-        raise NotImplementedError("only tasks with output_type generate_until are supported")
+        raise HarnessError("only tasks with output_type generate_until can be run: give the task that type.")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> NoReturn:
-        raise NotImplementedError("only tasks with output_type generate_until are supported")
+        raise HarnessError("only tasks with output_type generate_until can be run: give the task that type.")
 
     def _results(self, answers: Sequence[Answer]) -> list[GenerationResult]:
         for answer in answers:
