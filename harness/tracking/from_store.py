@@ -161,15 +161,12 @@ class SweepSource:
         """Lineage by artifact name and digest, because offline runs cannot declare what they use."""
         inputs: dict[str, Any] = {}
         kind = manifest.stage["kind"]
-        for name, make, input_kind in (
-            ("subset", self._subset, "select"),
-            ("checkpoint", self._checkpoint, "train"),
-        ):
-            directory = self.store.by_key(input_kind, cell[input_kind])
+        for source, make in (("select", self._subset), ("train", self._checkpoint)):
+            directory = self.store.by_key(source, cell[source])
             found = directory.manifest()
-            if found is not None and kind not in ("select", input_kind):
+            if found is not None and kind not in ("select", source):
                 artifact = make(directory, found)
-                inputs[name] = {"name": artifact.name, "digest": artifact.digest}
+                inputs[artifact.type] = {"name": artifact.name, "digest": artifact.digest}
         return inputs
 
     def _spec(self, kind: str, cell: Cell) -> dict[str, Any]:
@@ -211,10 +208,8 @@ class SweepSource:
 
     def _overlap(self, cell: Cell) -> float | None:
         """Share of a selection that random of the same budget and seed keeps too; None where it is not there."""
-        same = ("budget", "seed", "pool")
-        random = next(
-            (c for c in self.cells if c["method"] == RANDOM and all(c[k] == cell[k] for k in same)), None
-        )
+        wanted = {k: cell[k] for k in ("budget", "seed", "pool")} | {"method": RANDOM}
+        random = next((c for c in self.cells if all(c[k] == v for k, v in wanted.items())), None)
         if random is None or cell["method"] == RANDOM:
             return None
         try:

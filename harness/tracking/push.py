@@ -14,6 +14,7 @@ from harness.store import Store
 from harness.tracking.content import RunContent
 from harness.tracking.settings import Tracking
 from harness.tracking.sweep_runs import sweep_runs
+from harness.tracking.wandb_file import lost_files, unsent
 from harness.tracking.wandb_run import Target, environment, library, write_run
 
 
@@ -41,15 +42,16 @@ class PushResult:
     written: int
     unchanged: int
     mode: str
+    waiting: int = 0
+    """Offline runs of the store that are not uploaded."""
     note: str = ""
     """One sentence where it did not go as asked for."""
 
     def sentence(self, store: Store) -> str:
         """What a person is told."""
         note = f"warning: {self.note} " if self.note else ""
-        where = f"in {store.root / 'wandb'}" if self.mode == "offline" else "on the server"
-        told = f"W&B: {self.written} runs written ({self.mode}), {self.unchanged} {where} already."
-        upload = f" Upload: sievebench wandb sync --store {store.root}" if self.mode == "offline" else ""
+        told = f"W&B: {self.written} runs written ({self.mode}), {self.unchanged} unchanged."
+        upload = f" {self.waiting} wait for 'sievebench wandb sync --store {store.root}'." if self.waiting else ""
         return f"{note}{told}{upload}"
 
 
@@ -72,7 +74,13 @@ def push(store: Store, name: str, tracking: Tracking, *, force: bool = False) ->
             note = f"W&B could not be reached ({e}); the runs were written offline."
             target = Target(root=target.root, project=target.project, entity=target.entity, mode="offline")
             written = _push(runs, target, name, force)
-    return PushResult(written=written, unchanged=len(runs) - written, mode=target.mode, note=note)
+    return PushResult(
+        written=written,
+        unchanged=len(runs) - written,
+        mode=target.mode,
+        waiting=len(unsent(target.folder)),
+        note=note,
+    )
 
 
 def target_of(store: Store, tracking: Tracking) -> Target:
@@ -124,11 +132,16 @@ def _pushed(run: RunContent, target: Target, folder: Path, sweep: str) -> Pushed
 
 
 def _is_current(before: Pushed, run: RunContent, target: Target) -> bool:
-    """Whether a run was pushed as it is, to the same place, and is still there (or on the server)."""
+    """Whether a run was pushed as it is, to the same place, and is on the server or still whole on disk."""
     same = (before.digest, before.project, before.entity) == (run.digest, target.project, target.entity)
     if not same or target.mode == "disabled":
         return False
-    return before.uploaded or (target.mode == "offline" and (target.root / before.folder).is_dir())
+    return before.uploaded or (target.mode == "offline" and _is_whole(target.root / before.folder))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an offline run can be uploaded: W&B deletes staged files as it tries, even where it fails."""
+    return any(not list(lost_files(run)) for run in folder.glob("run-*.wandb"))
 
 
 def _outdated_reports(root: Path, run: RunContent) -> Iterator[Pushed]:

@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 from harness.store import Store
 from harness.tracking.push import all_pushed, record, target_of
 from harness.tracking.settings import Tracking
-from harness.tracking.wandb_file import needed_files
+from harness.tracking.wandb_file import lost_files, sync_mark, unsent
 from harness.tracking.wandb_run import Target, environment, library
 
 _LOGS: Final = ("debug-cli*.log", "logs/debug-sync*.log")
@@ -32,7 +32,7 @@ def sync(store: Store, tracking: Tracking) -> int:
     """
     library()
     target = target_of(store, tracking)
-    runs = waiting(target.folder)
+    runs = unsent(target.folder)
     _check_files(runs)
     if runs:
         before = _sizes(target.folder)
@@ -40,28 +40,19 @@ def sync(store: Store, tracking: Tracking) -> int:
         trouble = _trouble(runs, target.folder, before, status, said)
         if trouble:
             for run in runs:
-                _mark(run).unlink(missing_ok=True)
+                sync_mark(run).unlink(missing_ok=True)
             raise HarnessError(f"{len(runs)} runs were not uploaded for sure: {trouble}")
         _remember(target.root, runs)
     return len(runs)
 
 
-def waiting(folder: Path) -> list[Path]:
-    """The .wandb files of offline runs without the mark of having been uploaded, oldest first."""
-    return [f for f in sorted(folder.glob("offline-run-*/run-*.wandb")) if not _mark(f).exists()]
-
-
-def _mark(run: Path) -> Path:
-    return run.with_name(f"{run.name}.synced")
-
-
 def _check_files(runs: Iterable[Path]) -> None:
-    gone = [(run, file) for run in runs for file in needed_files(run) if not file.is_file()]
+    gone = [(run, file) for run in runs for file in lost_files(run)]
     if gone:
         n = len({run for run, _ in gone})
         raise HarnessError(
             f"{len(gone)} files that {n} runs refer to are gone, the first is {gone[0][1]}: "
-            "'sievebench wandb push --force' writes the runs again from the store."
+            "'sievebench wandb push' writes these runs again from the store."
         )
 
 
@@ -91,7 +82,7 @@ def _trouble(runs: Sequence[Path], folder: Path, before: dict[Path, int], status
             found = _ERROR.search(f.read().decode(errors="replace"))
         if found:
             return f"{log} says '{found.group(1) or found.group(2)}'."
-    unmarked = [run for run in runs if not _mark(run).exists()]
+    unmarked = [run for run in runs if not sync_mark(run).exists()]
     return f"'wandb sync' left out {len(unmarked)} of them, the first is {unmarked[0].parent}." if unmarked else ""
 
 

@@ -1,6 +1,6 @@
-"""Reading W&B's .wandb files: the records of a run that has not been uploaded.
+"""Offline runs on disk: which wait to be uploaded, and what their .wandb files say.
 
-The file is a LevelDB log: a 7-byte header, then blocks of 32 KiB with chunks of (crc32, length, kind, bytes).
+A .wandb file is a LevelDB log: a 7-byte header, then blocks of 32 KiB with chunks of (crc32, length, kind, bytes).
 """
 
 from __future__ import annotations
@@ -53,8 +53,22 @@ def read_records(path: Path) -> Iterator[Any]:
         yield record
 
 
-def needed_files(path: Path) -> Iterator[Path]:
-    """The files outside a .wandb file that uploading it reads: its artifacts' and its media."""
+def unsent(folder: Path) -> list[Path]:
+    """The .wandb files of offline runs without W&B's mark of having been uploaded, oldest first."""
+    return [f for f in sorted(folder.glob("offline-run-*/run-*.wandb")) if not sync_mark(f).exists()]
+
+
+def sync_mark(run: Path) -> Path:
+    """The file that W&B makes beside a .wandb file it has uploaded, or thinks it has."""
+    return run.with_name(f"{run.name}.synced")
+
+
+def lost_files(path: Path) -> Iterator[Path]:
+    """The files that uploading a .wandb file reads, its artifacts' and its media, and that are not there."""
+    return (file for file in _needed_files(path) if not file.is_file())
+
+
+def _needed_files(path: Path) -> Iterator[Path]:
     for record in read_records(path):
         kind = record.WhichOneof("record_type")
         if kind == "artifact":
