@@ -119,7 +119,7 @@ class FeaturePass(ABC):
         self.config = config
         self.context = context
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027 - not every pass has something to load
         """Load models and tokenizers; called once before the first shard."""
 
     @abstractmethod
