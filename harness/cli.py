@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="folder to write the report into")
     _pool_verbs(verbs)
     _wandb_verbs(verbs)
+    _check_verb(verbs)
     return parser
 
 
@@ -63,6 +64,15 @@ def _pool_verbs(verbs: object) -> None:
     imported.add_argument("--name", default="", help="name of the pool; that of the folder where left out")
     imported.add_argument("--strict", action="store_true", help="a record that cannot be used is an error")
     imported.set_defaults(handler=_import)
+
+
+def _check_verb(verbs: object) -> None:
+    check: argparse.ArgumentParser = verbs.add_parser(  # type: ignore[attr-defined]
+        "check-selector", help="try what a selector promises on a small pool"
+    )
+    check.add_argument("selector", metavar="NAME|FILE.py")
+    check.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings other than its defaults")
+    check.set_defaults(handler=_check_selector)
 
 
 def _wandb_verbs(verbs: object) -> None:
@@ -128,6 +138,21 @@ def _import(options: argparse.Namespace) -> int:
     for reason, n in sorted(report.rejects.items()):
         console.print(f"  set aside: {n} {reason} (see rejects.parquet)", highlight=False)
     return 0
+
+
+def _check_selector(options: argparse.Namespace) -> int:
+    import tempfile
+
+    from harness.conformance import check_selector, settings_of
+    from harness.console import make_console
+
+    console, broken = make_console(), 0
+    with tempfile.TemporaryDirectory(prefix="sievebench-") as folder:
+        for verdict in check_selector(options.selector, Path(folder), settings_of(options.settings)):
+            broken += bool(verdict.problem)
+            said = f"broken  {verdict.promise}: " if verdict.problem else f"ok      {verdict.promise}"
+            console.print(said + verdict.problem, highlight=False, markup=False, soft_wrap=True)
+    return 1 if broken else 0
 
 
 def _status(options: argparse.Namespace) -> int:
