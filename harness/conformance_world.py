@@ -39,7 +39,9 @@ class Trial:
         """What the selector returns, unchecked."""
         if self._scores is None:
             self._scores = self.selector.score(self.pool, self.features) or {}
-            for values in self._scores.values():
+            for name, values in self._scores.items():
+                if np.shape(values)[:1] != (self.pool.n,):
+                    raise ValueError(f"score() returned {np.size(values)} values of '{name}', not one a sample")
                 values.setflags(write=False)
         return self.selector.select(self.pool, self._scores, self.features, n, seed)
 

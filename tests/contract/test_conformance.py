@@ -108,6 +108,11 @@ BAD = [
         "read-only",
     ),
     (
+        "it runs",
+        {"nested": "True\n    def score(self, pool, features):\n        return {'score': np.zeros(3)}"},
+        "score() returned 3 values of 'score', not one a sample",
+    ),
+    (
         "the budget is kept exactly",
         {"body": "return Selection(positions=order[: n + n % 2])"},
         "n=1 it kept 2: return positions[:n]",
