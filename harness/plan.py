@@ -145,7 +145,8 @@ def _add_pass(plan: Plan, cell: Cell, ref: PassRef) -> str:
         model = cell.backbone if ref.model == "mid" else read_backbone(ref.label, *_pinned(ref.model))
         params["model"] = getattr(model, "processor" if plugin.cls.identity == "processor" else "revision")
         settings["model_path"] = model.path
-    label = f"{ref.name}/{cell.pool.name}" + (f"/{cell.backbone.name}" if ref.model in ("mid", "warm") else "")
+    on = {"mid": f"/{cell.backbone.name}", "warm": f"/{cell.backbone.name}/warm"}.get(ref.model, "")
+    label = f"{ref.name}/{cell.pool.name}{on}"
     return plan.add(
         Stage(
             kind="features",

@@ -101,8 +101,8 @@ class PassRef:
     """A feature pass that a selector needs: which one, on which model, with which settings.
 
     `model` is an alias the planner resolves: `mid` is the backbone before SFT, `warm` the backbone after SFT
-    on a small random subset (a train stage of its own), `world` the small encoder that comes with miniworld's
-    pool; anything else is a path or hub id; empty means that the pass needs none.
+    on a small random subset (a train stage of its own); anything else is a path, `miniworld:NAME` or a hub id
+    pinned as `org/name@commit`; empty means that the pass needs none.
     """
 
     name: str
