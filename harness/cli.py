@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness import main as entry
 from harness.errors import HarnessError
+from harness.pool_cli import add_export_verb, add_pool_verb
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -39,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--published", metavar="PAPER", help="mmssr or datatailor: from its printed raw scores")
     report.add_argument("--format", choices=("terminal", "md", "tex", "csv", "html"), default="terminal")
     report.add_argument("--out", type=Path, help="folder to write the report into")
-    _pool_verbs(verbs)
+    add_pool_verb(verbs)
+    add_export_verb(verbs)
     _wandb_verbs(verbs)
     _check_verb(verbs)
     return parser
@@ -51,19 +53,6 @@ def _store_verb(verbs: object, name: str, text: str, handler: Handler, target: s
     verb.add_argument("--store", type=Path, default=Path("runs"))
     verb.set_defaults(handler=handler)
     return verb
-
-
-def _pool_verbs(verbs: object) -> None:
-    pool: argparse.ArgumentParser = verbs.add_parser("pool", help="make pools")  # type: ignore[attr-defined]
-    actions = pool.add_subparsers(dest="action", required=True, metavar="ACTION")
-    imported = actions.add_parser("import", help="make a pool of existing data")
-    imported.add_argument("format", choices=("llava-json",))
-    imported.add_argument("file", type=Path)
-    imported.add_argument("--images", type=Path, required=True, help="folder the image paths are relative to")
-    imported.add_argument("--out", type=Path, required=True, help="folder of the new pool")
-    imported.add_argument("--name", default="", help="name of the pool; that of the folder where left out")
-    imported.add_argument("--strict", action="store_true", help="a record that cannot be used is an error")
-    imported.set_defaults(handler=_import)
 
 
 def _check_verb(verbs: object) -> None:
@@ -109,34 +98,6 @@ def _sync(options: argparse.Namespace) -> int:
     from harness.tracking.sync import sync
 
     print(f"W&B: {sync(Store(options.store), Tracking(name='wandb'))} runs uploaded.")
-    return 0
-
-
-def _import(options: argparse.Namespace) -> int:
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    from harness.console import make_console
-    from harness.pool_import import import_llava_json
-
-    console = make_console()
-    columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("import", total=None)
-        report = import_llava_json(
-            options.file,
-            options.images,
-            options.out,
-            name=options.name,
-            strict=options.strict,
-            progress=lambda n: bar.update(task, completed=n),
-        )
-    console.print(
-        f"{report.pool.path}: {report.pool.n} of {report.seen} records, digest {report.pool.digest[:12]}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for reason, n in sorted(report.rejects.items()):
-        console.print(f"  set aside: {n} {reason} (see rejects.parquet)", highlight=False)
     return 0
 
 

@@ -72,7 +72,7 @@ def show_stage(root: Path, name: str, console: Console) -> int:
 
     Raises HarnessError unless exactly one stage has that label or key prefix.
     """
-    directory, spec = _find(Store(root), name)
+    directory, spec = find_stage(Store(root), name)
     status = directory.status()
     console.print(Text(f"{spec['label']}  ({spec['kind']}, {status})", style="bold"))
     console.print(f"key     {directory.key}", highlight=False)
@@ -96,15 +96,24 @@ def show_stage(root: Path, name: str, console: Console) -> int:
     return 0
 
 
-def _find(store: Store, name: str) -> tuple[StageDir, dict[str, Any]]:
+def find_stage(store: Store, name: str, kind: str = "") -> tuple[StageDir, dict[str, Any]]:
+    """The one stage with that label or key prefix, and its spec.
+
+    With a `kind` only stages of it are considered, and its name at the end of a label may be left out. Raises
+    HarnessError unless exactly one is found.
+    """
     hits = []
+    labels = (name, f"{name}/{kind}") if kind else (name,)
     for directory in store.stages():
         spec = read_json(directory.path / "spec.json")
-        if spec and (spec["label"] == name or (len(name) >= 4 and directory.key.startswith(name))):
+        if not spec or kind not in ("", spec["kind"]):
+            continue
+        if spec["label"] in labels or (len(name) >= 4 and directory.key.startswith(name)):
             hits.append((directory, spec))
     if len(hits) == 1:
         return hits[0]
+    what = f"{kind} stage" if kind else "stage"
     if not hits:
-        raise HarnessError(f"store {store.root} has no stage '{name}': give a label or 4 digits of a key.")
+        raise HarnessError(f"store {store.root} has no {what} '{name}': give a label or 4 digits of a key.")
     found = ", ".join(f"{spec['kind']} {d.key[:12]}" for d, spec in hits[:6])
-    raise HarnessError(f"'{name}' names {len(hits)} stages ({found}): give a key instead.")
+    raise HarnessError(f"'{name}' names {len(hits)} {what}s ({found}): give a key instead.")

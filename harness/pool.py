@@ -1,18 +1,21 @@
 """A pool: the samples selection chooses from, model-free, memory-mapped, identified by its digest.
 
 A pool is a directory: `pool.json` (name, n, digest, where images are), `meta.parquet` (one row a sample,
-numbers only, what selectors read), `text.arrow` (memory-mapped uid, source, conversations, image keys),
-`images.arrow` (where the images are kept inside) and `rejects.parquet` (records left out, with the reason).
+numbers only, what selectors read), `text.arrow` (memory-mapped uid, source, conversations, image keys) and
+`rejects.parquet` (records left out, with the reason). Images lie as files below `image_root`, or as members of
+tar files (the pool's own `images.tar`, or tar files below `image_root`), which `image_index.arrow` finds.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +45,36 @@ def _mapped(path: str) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
+def key_hash64(key: str) -> int:
+    """64-bit blake2b of an image key; the image index is sorted by it."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
 @functools.lru_cache(maxsize=4)
-def _image_index(path: str) -> dict[str, int]:
+def _image_rows(path: str) -> dict[str, int]:
     return {key: i for i, key in enumerate(_mapped(path).column("key").to_pylist())}
+
+
+@functools.lru_cache(maxsize=4)
+def _key_hashes(path: str) -> npt.NDArray[np.uint64]:
+    return np.asarray(_mapped(path).column("key_hash64").to_numpy())
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(path: str) -> BinaryIO:
+    return open(path, "rb", buffering=0)  # closed when the cache lets go of it
+
+
+def _indexed_bytes(index: Path, root: Path, key: str) -> bytes:
+    """A member of a tar file, by the pool's image index."""
+    hashes = _key_hashes(str(index))
+    wanted = np.uint64(key_hash64(key))
+    first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
+    for row in _mapped(str(index)).slice(first, last - first).to_pylist():
+        if row["key"] == key:
+            file = _opened(str(root / row["file"]))
+            return os.pread(file.fileno(), row["size"], row["offset"])
+    raise KeyError(key)
 
 
 @functools.lru_cache(maxsize=64)
@@ -64,7 +94,7 @@ class Pool:
     n: int
     columns: tuple[str, ...]
     image_root: str = ""
-    """Folder the image keys are relative to; empty where the pool keeps its images itself."""
+    """Folder the image keys, or the tar files they lie in, are relative to; empty: the pool's own folder."""
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of `meta.parquet` in pool order, shape (n,), read-only."""
@@ -84,14 +114,24 @@ class Pool:
 
     def sources(self) -> npt.NDArray[np.str_]:
         """The source of every sample in pool order."""
-        return np.asarray(self._text.column("source").to_pylist(), dtype=np.str_)
+        ids = self.column("source_id")
+        _, first = np.unique(ids, return_index=True)  # ids count up from 0 in order of appearance
+        names = self._text.column("source").take(pa.array(first)).to_pylist()
+        return np.take(np.asarray(names, dtype=np.str_), ids)
 
     def image_bytes(self, key: str) -> bytes:
-        """The encoded bytes of one image of this pool."""
+        """The encoded bytes of one image of this pool.
+
+        Raises OSError or KeyError where it is not there.
+        """
+        folder = Path(self.path)
+        index = folder / "image_index.arrow"
+        if index.exists():
+            return _indexed_bytes(index, Path(self.image_root or folder), key)
         if self.image_root:
             return (Path(self.image_root) / key).read_bytes()
-        arrow = str(Path(self.path) / "images.arrow")
-        return bytes(_mapped(arrow).column("data")[_image_index(arrow)[key]].as_buffer())
+        arrow = str(folder / "images.arrow")  # how pools kept images before there was an index
+        return bytes(_mapped(arrow).column("data")[_image_rows(arrow)[key]].as_buffer())
 
     def image(self, key: str) -> Any:
         """One image of this pool as PIL RGB, without EXIF rotation (as training sees it)."""

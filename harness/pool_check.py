@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,6 +15,9 @@ from harness.pool import IMAGE_TOKEN
 
 MAX_PIXELS = 120_000_000
 """More pixels than this in one image is taken for a decompression bomb."""
+
+MAX_TURNS = 32_000
+"""More turns or images than this in one record do not fit a pool's columns."""
 
 
 class Rejected(Exception):
@@ -53,7 +57,21 @@ def check_record(raw: Any, position: int, default_source: str = "") -> CheckedRe
     if images and placeholders != len(images):
         raise Rejected("image_count", f"{len(images)} images, {placeholders} {IMAGE_TOKEN}")
     source = raw.get("image_source") or raw.get("data_source") or _first_folder(images) or default_source
+    _check_unicode(str(uid), str(source), *images, *(text for _, text in turns))
     return CheckedRecord(uid=str(uid), source=str(source), turns=turns, images=images)
+
+
+def said_uid(raw: Any) -> str:
+    """What a record that cannot be used calls itself."""
+    return str(raw.get("id", ""))[:200] if isinstance(raw, dict) else ""
+
+
+def _check_unicode(*texts: str) -> None:
+    """JSON can spell halves of characters (`\\ud800`), which no file can hold."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as e:
+        raise Rejected("not_unicode", e.reason) from None
 
 
 def _first_folder(images: Sequence[str]) -> str:
@@ -64,6 +82,8 @@ def _image_keys(raw: Any) -> tuple[str, ...]:
     if raw is None or raw == "":
         return ()
     keys = tuple(raw) if isinstance(raw, list) else (raw,)
+    if len(keys) > MAX_TURNS:
+        raise Rejected("too_many_images", str(len(keys)))
     for key in keys:
         if not isinstance(key, str) or "\0" in key:
             raise Rejected("bad_image_path", repr(key)[:80])
@@ -76,6 +96,8 @@ def _image_keys(raw: Any) -> tuple[str, ...]:
 def _turns(raw: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(raw, list) or not raw:
         raise Rejected("no_turns")
+    if len(raw) > MAX_TURNS:
+        raise Rejected("too_many_turns", str(len(raw)))
     turns: list[tuple[str, str]] = []
     for t in raw:
         role, text = (t.get("from"), t.get("value")) if isinstance(t, dict) else (None, None)
@@ -96,11 +118,23 @@ def _turns(raw: Any) -> tuple[tuple[str, str], ...]:
     return tuple(turns)
 
 
+@contextmanager
+def _whole_images() -> Iterator[None]:
+    """Truncated files are errors here, whatever a library in this process has switched on (lmms-eval does)."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
 def check_image(data: bytes) -> ImageFacts:
     """Decode an image fully, raising Rejected where it is corrupt, truncated or a decompression bomb."""
     from PIL import Image
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _whole_images():
         warnings.simplefilter("ignore")  # the bomb warning: the limit below is ours
         try:
             image = Image.open(io.BytesIO(data))
@@ -109,6 +143,8 @@ def check_image(data: bytes) -> ImageFacts:
             image.load()
         except Rejected:
             raise
+        except Image.DecompressionBombError as e:  # PIL's own limit, which is higher
+            raise Rejected("image_bomb", str(e)[:200]) from None
         except Exception as e:  # PIL raises many classes for bad bytes
             raise Rejected("corrupt_image", str(e)[:200]) from None
     return ImageFacts(height=image.height, width=image.width, digest=hashlib.sha256(data).digest())

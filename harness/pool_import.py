@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.errors import HarnessError
 from harness.pool import Pool
 from harness.pool_check import Rejected
+from harness.pool_fill import Sample, fill
+from harness.pool_hf import read_hf
+from harness.pool_parts import Part, name_parts, read_yaml
+from harness.pool_places import ImageFolder, ImageTars, Place, find_images
+from harness.pool_read import expand
 from harness.pool_write import PoolWriter
+
+
+def _silent(_: int) -> None:
+    """No progress is shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """How to import; nothing here but `strict` and `seed` changes the result."""
+
+    name: str = ""
+    """Name of the pool; that of its folder where empty."""
+    strict: bool = False
+    """A record that cannot be used is an error, and no pool is made."""
+    seed: int = 0
+    """Draws the records of a YAML's `random` strategies."""
+    workers: int = 1
+    """Processes that check images; with more than one, call this from a module that can be imported."""
+    progress: Callable[[int], None] = _silent
+    """Told now and then how many records have been dealt with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,65 +44,73 @@ class ImportReport:
     pool: Pool
     seen: int
     rejects: dict[str, int]
+    renamed: int
+    """Records that got their part's name in front, because an earlier part had used their id."""
 
 
-def import_llava_json(
-    file: Path,
-    images: Path,
+DEFAULT = ImportOptions()
+
+
+def import_llava_json(file: Path, images: Path, out: Path, options: ImportOptions = DEFAULT) -> ImportReport:
+    """Make a pool of a LLaVA JSON or JSONL file (or several, `{a,b}.json`); images are files or in tar files.
+
+    Records that cannot be used are set aside in `rejects.parquet`. Raises HarnessError for what cannot be read.
+    """
+    parts = name_parts([(f, "all") for f in expand(file)])
+    return _import(file, _of_parts(parts, options.seed), find_images(images), out, options)
+
+
+def import_llava_yaml(file: Path, images: Path, out: Path, options: ImportOptions = DEFAULT) -> ImportReport:
+    """Make a pool of the mixture that a LLaVA-NeXT data YAML describes; as `import_llava_json` otherwise."""
+    return _import(file, _of_parts(read_yaml(file), options.seed), find_images(images), out, options)
+
+
+def import_hf(
+    source: str,
     out: Path,
+    options: ImportOptions = DEFAULT,
     *,
-    name: str = "",
-    strict: bool = False,
-    progress: Callable[[int], None] | None = None,
+    images: Path | None = None,
+    revision: str = "",
+    subsets: tuple[str, ...] = (),
 ) -> ImportReport:
-    """Make a pool of a LLaVA JSON or JSONL file whose images lie as files below a folder.
+    """Make a pool of a Hugging Face data set of LLaVA-OneVision-Data's schema: a folder, or a name on the hub.
 
-    Records that cannot be used are set aside in `rejects.parquet`; with `strict` they are an error.
-    Raises HarnessError for a file or folder that cannot be read.
+    Embedded images are copied into the pool; with `images` the data set only names them. Raises HarnessError
+    for what cannot be read.
     """
-    if not images.is_dir():
-        raise HarnessError(f"there is no image folder {images}: give it with --images DIR.")
-    writer = PoolWriter(out, name or out.name, image_root=images, default_source=file.stem)
+    places = find_images(images) if images is not None else None
+    samples = read_hf(source, revision, subsets, embedded=places is None)
+    return _import(source, samples, places, out, options)
+
+
+def _of_parts(parts: list[Part], seed: int) -> Iterator[Sample]:
+    for part in parts:
+        for raw in part.records(seed):
+            yield Sample(raw, part.name)
+
+
+def _import(
+    source: Path | str,
+    samples: Iterable[Sample],
+    places: ImageFolder | ImageTars | None,
+    out: Path,
+    options: ImportOptions,
+) -> ImportReport:
+    writer = PoolWriter(
+        out,
+        options.name or out.name,
+        image_root=places.root if places is not None else None,
+        tars=places if isinstance(places, ImageTars) else None,
+    )
     with writer:
-        for raw in read_records(file):
-            if isinstance(raw, Rejected):
-                writer.reject(writer.seen, "", raw)
-                writer.seen += 1
-            else:
-                writer.add(raw, lambda key: (images / key).read_bytes())
-            if progress is not None:
-                progress(writer.seen)
-        if strict and writer.rejects:
+        find = places.place if places is not None else _nowhere
+        fill(writer, samples, find, max(1, options.workers), options.progress)
+        if options.strict and writer.rejects:
             found = ", ".join(f"{reason} ({n})" for reason, n in writer.rejects.most_common())
-            raise HarnessError(f"{file}: {sum(writer.rejects.values())} records cannot be used: {found}.")
-    return ImportReport(pool=writer.pool(), seen=writer.seen, rejects=dict(writer.rejects))
+            raise HarnessError(f"{source}: {sum(writer.rejects.values())} records cannot be used: {found}.")
+    return ImportReport(pool=writer.pool(), seen=writer.seen, rejects=dict(writer.rejects), renamed=writer.renamed)
 
 
-def read_records(file: Path) -> Iterator[Any]:
-    """The records of a JSON list, or of a JSONL file line by line (a line that is not JSON comes as Rejected).
-
-    Raises HarnessError for a file that is neither.
-    """
-    if not file.is_file():
-        raise HarnessError(f"there is no file {file}.")
-    if file.suffix == ".jsonl":
-        yield from _lines(file)
-        return
-    try:
-        records = json.loads(file.read_bytes())
-    except ValueError as e:  # broken JSON or broken UTF-8
-        raise HarnessError(f"{file} is not JSON ({e}); a file of one record a line must end in .jsonl.") from None
-    if not isinstance(records, list):
-        raise HarnessError(f"{file} holds a {type(records).__name__}; LLaVA's format is a list of records.")
-    yield from records
-
-
-def _lines(file: Path) -> Iterator[Any]:
-    with file.open("rb") as f:
-        for line in f:
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as e:
-                yield Rejected("not_json", str(e)[:200])
+def _nowhere(key: str) -> Place | Rejected:
+    return Rejected("missing_image", f"{key}: not embedded")

@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,40 +19,17 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from harness.errors import HarnessError
-from harness.keys import uid_hash64
 from harness.pool import FORMAT, Pool, open_pool
-from harness.pool_check import CheckedRecord, ImageFacts, Rejected, check_image, check_record
+from harness.pool_check import CheckedRecord, ImageFacts, Rejected, check_record, said_uid
+from harness.pool_index import IndexBuilder, TarSink
+from harness.pool_places import ImageTars, Place, check_bytes
+from harness.pool_rows import META_SCHEMA, REJECT_SCHEMA, TEXT_SCHEMA, TextRows, measure, record_digest
 
 BATCH = 4096
+"""Records of one batch of `text.arrow`."""
 
-_TURN = pa.struct([("from", pa.string()), ("value", pa.string())])
-TEXT_SCHEMA = pa.schema(
-    [
-        ("uid", pa.string()),
-        ("source", pa.string()),
-        ("conversations", pa.list_(_TURN)),
-        ("images", pa.list_(pa.string())),
-    ]
-)
-META_SCHEMA = pa.schema(
-    [
-        ("idx", pa.int32()),
-        ("uid_hash64", pa.uint64()),
-        ("source_id", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("n_images", pa.int16()),
-        ("n_turns", pa.int16()),
-        ("n_words", pa.int32()),
-        ("n_answer_words", pa.int32()),
-        ("record_hash64", pa.uint64()),
-        ("image_hash64", pa.uint64()),
-    ]
-)
-IMAGE_SCHEMA = pa.schema([("key", pa.string()), ("data", pa.binary())])
-REJECT_SCHEMA = pa.schema(
-    [("idx", pa.int64()), ("uid", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
-)
+ROW_GROUP = 65_536
+"""Rows of one row group of `meta.parquet`: few enough groups that a column of millions is read at once."""
 
 
 @dataclass(slots=True)
@@ -64,121 +42,150 @@ class PoolWriter:
     path: Path
     name: str
     image_root: Path | None = None
-    """Where images stay as files; None copies their bytes into the pool."""
+    """Where images stay; None copies their bytes into the pool."""
+    tars: ImageTars | None = None
+    """The tar files below `image_root` the images stay in, where they are not files of their own."""
     default_source: str = ""
     seen: int = 0
+    renamed: int = 0
+    """Records whose id another part of the input had used: they got the part's name in front."""
     rejects: Counter[str] = field(default_factory=Counter)
-    _uids: set[str] = field(default_factory=set)
-    _image_cache: dict[str, ImageFacts] = field(default_factory=dict)
+    facts: dict[str, ImageFacts | Rejected] = field(default_factory=dict)
+    """Every image checked so far, by its key."""
+    _uids: dict[str, str] = field(default_factory=dict)
+    _index: IndexBuilder = field(default_factory=IndexBuilder)
     _sources: dict[str, int] = field(default_factory=dict)
-    _rows: list[dict[str, Any]] = field(default_factory=list)
-    _metas: list[dict[str, Any]] = field(default_factory=list)
-    _rejected: list[dict[str, Any]] = field(default_factory=list)
+    _rows: TextRows = field(default_factory=TextRows)
+    _metas: list[tuple[int, ...]] = field(default_factory=list)
+    _rejected: list[tuple[int, str, str, str]] = field(default_factory=list)
     _n: int = 0
     _hash: Any = field(default_factory=hashlib.sha256)
     _tmp: Path = Path()
-    _sinks: list[Any] = field(default_factory=list)
+    _open: ExitStack = field(default_factory=ExitStack)
+    _text: Any = None
+    _meta: Any = None
+    _reject: Any = None
+    _tar: TarSink | None = None
 
     def __enter__(self) -> Self:
         self.path = Path(self.path)
         if (self.path / "pool.json").exists():
             raise HarnessError(f"{self.path} already holds a pool: choose another --out or delete it.")
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise HarnessError(f"{self.path} is not an empty folder: choose another --out.")
         self._tmp = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             self._tmp.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise HarnessError(f"cannot write a pool at {self.path}: {e.strerror}.") from None
-        self._sinks = [
-            pa.ipc.new_file(str(self._tmp / "text.arrow"), TEXT_SCHEMA),
-            pq.ParquetWriter(str(self._tmp / "meta.parquet"), META_SCHEMA),
-            pa.ipc.new_file(str(self._tmp / "images.arrow"), IMAGE_SCHEMA) if self.image_root is None else None,
-        ]
+        keep = self._open.enter_context
+        self._text = keep(pa.ipc.new_file(str(self._tmp / "text.arrow"), TEXT_SCHEMA))
+        self._meta = keep(pq.ParquetWriter(str(self._tmp / "meta.parquet"), META_SCHEMA))
+        self._reject = keep(pq.ParquetWriter(str(self._tmp / "rejects.parquet"), REJECT_SCHEMA))
+        if self.image_root is None:
+            self._tar = TarSink(self._tmp / "images.tar")
+            self._open.callback(self._tar.close)
         return self
 
-    def add(self, raw: Any, load: Callable[[str], bytes]) -> bool:
+    def add(self, raw: Any, load: Callable[[str], bytes], part: str = "") -> bool:
         """Add one record in LLaVA's format; `load` gives the bytes of an image by its key.
 
-        Returns False where the record was set aside.
+        Returns False where the record was set aside. `part` says which of several inputs it is from.
         """
         position, self.seen = self.seen, self.seen + 1
         try:
             record = check_record(raw, position, self.default_source)
-            if record.uid in self._uids:
-                raise Rejected("duplicate_id", record.uid[:80])
-            facts = [self._image(key, load) for key in record.images]
         except Rejected as e:
-            self.reject(position, str(raw.get("id", "")) if isinstance(raw, dict) else "", e)
+            self.reject(position, said_uid(raw), e)
             return False
-        self._append(record, facts)
+        loaded: dict[str, bytes] = {}
+        for key in record.images:
+            if key not in self.facts:
+                self.facts[key] = _load(key, load, loaded)
+        return self.put(position, record, lambda key: loaded[key] if key in loaded else load(key), part)
+
+    def put(self, position: int, record: CheckedRecord, read: Callable[[str], bytes], part: str = "") -> bool:
+        """Add a checked record whose images are all in `facts`; `read` gives bytes to be kept inside.
+
+        Returns False where the record was set aside.
+        """
+        try:
+            renamed = self._unique(record, part)
+            facts = [self._fact(key) for key in record.images]
+        except Rejected as e:
+            self.reject(position, record.uid, e)
+            return False
+        self.renamed += renamed is not record
+        self._uids[renamed.uid] = part
+        for key in record.images:
+            if key not in self._index:
+                self._keep(key, read)
+        self._append(renamed, facts)
         return True
 
     def reject(self, position: int, uid: str, why: Rejected) -> None:
         """Set a record aside with its reason."""
         self.rejects[why.reason] += 1
-        self._rejected.append({"idx": position, "uid": uid, "reason": why.reason, "detail": why.detail})
+        self._rejected.append((position, _printable(uid), why.reason, _printable(why.detail)))
+        if len(self._rejected) >= BATCH:
+            self._flush_rejected()
 
-    def _image(self, key: str, load: Callable[[str], bytes]) -> ImageFacts:
-        if key not in self._image_cache:
-            try:
-                data = load(key)
-            except (OSError, KeyError) as e:
-                raise Rejected("missing_image", f"{key}: {type(e).__name__}"[:200]) from None
-            facts = check_image(data)
-            if self._sinks[2] is not None:
-                self._sinks[2].write_table(pa.table({"key": [key], "data": [data]}, schema=IMAGE_SCHEMA))
-            self._image_cache[key] = facts
-        return self._image_cache[key]
+    def _unique(self, record: CheckedRecord, part: str) -> CheckedRecord:
+        if record.uid not in self._uids:
+            return record
+        uid = f"{part}/{record.uid}"
+        if self._uids[record.uid] == part or uid in self._uids:
+            raise Rejected("duplicate_id", record.uid[:80])
+        return replace(record, uid=uid)
 
-    def _append(self, record: CheckedRecord, facts: Sequence[ImageFacts]) -> None:
-        self._uids.add(record.uid)
-        content = json.dumps(
-            [record.uid, record.source, record.turns, [f.digest.hex() for f in facts]], ensure_ascii=False
-        ).encode()
-        sha = hashlib.sha256(content).digest()
+    def _fact(self, key: str) -> ImageFacts:
+        facts = self.facts[key]
+        if isinstance(facts, Rejected):
+            raise Rejected(facts.reason, f"{key}: {facts.detail}"[:200])
+        return facts
+
+    def _keep(self, key: str, read: Callable[[str], bytes]) -> None:
+        if self._tar is not None:
+            data = read(key)
+            self._index.add(key, "images.tar", self._tar.add(key, data), len(data))
+        elif self.tars is not None:
+            place = self.tars.place(key)
+            assert isinstance(place, Place)
+            self._index.add(key, os.path.relpath(place.file, self.image_root), place.offset, place.size)
+
+    def _append(self, record: CheckedRecord, facts: list[ImageFacts]) -> None:
+        sha = record_digest(record, facts)
         self._hash.update(sha)
-        images = hashlib.sha256(b"".join(f.digest for f in facts)).digest() if facts else b"\0" * 8
-        self._rows.append(
-            {
-                "uid": record.uid,
-                "source": record.source,
-                "conversations": [{"from": r, "value": v} for r, v in record.turns],
-                "images": list(record.images),
-            }
-        )
-        self._metas.append(
-            {
-                "idx": self._n,
-                "uid_hash64": uid_hash64(record.uid),
-                "source_id": self._sources.setdefault(record.source, len(self._sources)),
-                "height": facts[0].height if facts else 0,
-                "width": facts[0].width if facts else 0,
-                "n_images": len(facts),
-                "n_turns": len(record.turns),
-                "n_words": sum(len(v.split()) for _, v in record.turns),
-                "n_answer_words": sum(len(v.split()) for r, v in record.turns if r == "gpt"),
-                "record_hash64": int.from_bytes(sha[:8], "little"),
-                "image_hash64": int.from_bytes(images[:8], "little"),
-            }
-        )
+        source = self._sources.setdefault(record.source, len(self._sources))
+        self._rows.add(record)
+        self._metas.append((self._n, *measure(record, facts, source, sha)))
         self._n += 1
-        if len(self._rows) >= BATCH:
-            self._flush()
+        if self._n % BATCH == 0:
+            self._text.write_table(self._rows.take())
+        if self._n % ROW_GROUP == 0:
+            self._flush_metas()
 
-    def _flush(self) -> None:
-        if self._rows:
-            self._sinks[0].write_table(pa.Table.from_pylist(self._rows, schema=TEXT_SCHEMA))
-            self._sinks[1].write_table(pa.Table.from_pylist(self._metas, schema=META_SCHEMA))
-        self._rows, self._metas = [], []
+    def _flush_metas(self) -> None:
+        columns = zip(*self._metas, strict=True) if self._metas else [()] * len(META_SCHEMA)
+        arrays = [pa.array(c, t) for c, t in zip(columns, META_SCHEMA.types, strict=True)]
+        self._meta.write_table(pa.Table.from_arrays(arrays, schema=META_SCHEMA))
+        self._metas = []
+
+    def _flush_rejected(self) -> None:
+        columns = list(zip(*self._rejected, strict=True)) or [()] * len(REJECT_SCHEMA)
+        arrays = [pa.array(c, t) for c, t in zip(columns, REJECT_SCHEMA.types, strict=True)]
+        self._reject.write_table(pa.Table.from_arrays(arrays, schema=REJECT_SCHEMA))
+        self._rejected = []
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._flush()
-            for sink in self._sinks:
-                if sink is not None:
-                    sink.close()
+            with self._open:
+                if kind is None:
+                    self._text.write_table(self._rows.take())
+                    self._flush_metas()
+                    self._flush_rejected()
             if kind is None:
                 self._finish()
         finally:
@@ -188,7 +195,8 @@ class PoolWriter:
         if self._n == 0:
             top = ", ".join(f"{k} ({v})" for k, v in self.rejects.most_common(3)) or "the input was empty"
             raise HarnessError(f"no usable record for pool {self.path}: {top}.")
-        pq.write_table(pa.Table.from_pylist(self._rejected, schema=REJECT_SCHEMA), self._tmp / "rejects.parquet")
+        if self._tar is not None or self.tars is not None:
+            self._index.write(self._tmp / "image_index.arrow")
         head = {
             "format": FORMAT,
             "name": self.name,
@@ -200,9 +208,22 @@ class PoolWriter:
         }
         (self._tmp / "pool.json").write_text(json.dumps(head, indent=1) + "\n")
         if self.path.exists():
-            self.path.rmdir()  # an empty folder the user made; anything else is refused by the system
+            self.path.rmdir()
         os.rename(self._tmp, self.path)
 
     def pool(self) -> Pool:
         """The finished pool, opened."""
         return open_pool(self.path)
+
+
+def _load(key: str, load: Callable[[str], bytes], loaded: dict[str, bytes]) -> ImageFacts | Rejected:
+    try:
+        loaded[key] = load(key)
+    except (OSError, KeyError) as e:
+        return Rejected("missing_image", type(e).__name__)
+    return check_bytes(loaded[key])
+
+
+def _printable(text: str) -> str:
+    """Text that a file can hold, whatever was in the input."""
+    return text.encode("utf-8", "replace").decode()

@@ -101,7 +101,8 @@ def test_off_topic_questions_are_about_another_kind_of_picture() -> None:
 
 def test_nothing_in_the_pool_reveals_a_defect(pool: Pool, truth: dict[str, dict[str, str]]) -> None:
     names = {p.name for p in Path(pool.path).rglob("*")}
-    assert names == {"pool.json", "meta.parquet", "text.arrow", "images.arrow", "rejects.parquet"}
+    files = {"pool.json", "meta.parquet", "text.arrow", "images.tar", "image_index.arrow", "rejects.parquet"}
+    assert names == files
     for i in range(pool.n):
         record = pool.record(i)
         assert record.images in ((), (f"{record.source}/{record.uid}.bmp",))

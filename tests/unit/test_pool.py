@@ -15,7 +15,7 @@ from PIL import Image
 from harness.errors import HarnessError
 from harness.keys import uid_hash64
 from harness.pool import open_pool
-from harness.pool_import import import_llava_json
+from harness.pool_import import ImportOptions, import_llava_json
 from harness.pool_write import PoolWriter
 from tests.support import png, raw_record, write_pool
 
@@ -107,7 +107,7 @@ def test_bad_records_are_set_aside_with_their_reason(
     assert row["reason"] == reason
     assert row["idx"] == 1
     with pytest.raises(HarnessError, match=reason):
-        import_llava_json(file, images, tmp_path / "strict", strict=True)
+        import_llava_json(file, images, tmp_path / "strict", ImportOptions(strict=True))
     assert not (tmp_path / "strict").exists()
 
 
