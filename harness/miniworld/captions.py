@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from harness.miniworld.scenes import Chart, Digits, Print, Scene, Shapes, Table
+from dataclasses import dataclass
+
+from harness.miniworld.scenes import Chart, Digits, Item, Print, Scene, Shapes, Table
 
 
 def kind_of(text: str) -> str:
@@ -56,30 +58,48 @@ def facts(scene: Scene) -> list[str]:
     return brief(scene).replace(": ", ", ").split(", ")
 
 
-def fragments(scene: Scene) -> list[tuple[str, str]]:
-    """Captions of regions as a pre-training corpus has them: (name of the region, what is there).
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A caption of one region, as a pre-training corpus has them: never a question."""
 
-    Never a question, and said in a phrase that answers none of them.
-    """
+    region: str
+    """What the region is called."""
+    bare: str
+    """What is there in the fewest words."""
+    full: str
+    """The same in a phrase that answers no question word for word."""
+
+
+def fragments(scene: Scene) -> list[Fragment]:
+    """Captions of the parts of a scene, by whatever a part can be named."""
     match scene:
         case Shapes():
-            parts = []
-            for i in scene.items:
-                parts += [(i.shape, f"{i.colour}, at the {i.place}"), (i.colour, f"{i.shape}, at the {i.place}")]
-                parts += [(i.place, f"{i.colour} {i.shape}"), (f"{i.colour} {i.shape}", f"{i.place} corner")]
-            return parts
+            return [f for item in scene.items for f in _of_shape(item)]
         case Chart():
             top = max(scene.bars, key=lambda b: b[1])[0]
-            return [("highest bar", f"{top} bar"), *((f"{c} bar", f"{v} units") for c, v in scene.bars)]
+            heights = [Fragment(f"{colour} bar", str(value), f"{value} units") for colour, value in scene.bars]
+            return [Fragment("highest bar", top, f"{top} bar"), *heights]
         case Print():
-            return [("text", f"{kind_of(scene.text)} {scene.text}, in {scene.ink}")]
+            return [Fragment("text", scene.text, f"the printed {kind_of(scene.text)} {scene.text}")]
         case Table():
-            forward = [(f"row {word}", f"{number} there") for word, number in scene.rows]
-            return [*forward, *((f"number {number}", f"{word} row") for word, number in scene.rows)]
+            numbers = [Fragment(f"row {word}", str(number), f"{number} there") for word, number in scene.rows]
+            words = [Fragment(f"number {number}", word, f"{word} row") for word, number in scene.rows]
+            return [*numbers, *words]
         case Digits():
-            return [(f"digit {i + 1}", f"{digit} in handwriting") for i, digit in enumerate(scene.digits)]
+            places = [(f"digit {i + 1}", str(digit)) for i, digit in enumerate(scene.digits)]
+            places.append(("handwriting", "".join(map(str, scene.digits))))
+            return [Fragment(place, text, f"the handwritten digits {text}") for place, text in places]
+
+
+def _of_shape(item: Item) -> list[Fragment]:
+    return [
+        Fragment(item.shape, item.colour, f"{item.colour}, at the {item.place}"),
+        Fragment(item.colour, item.shape, f"{item.shape}, at the {item.place}"),
+        Fragment(item.place, f"{item.colour} {item.shape}", f"{item.colour} {item.shape} there"),
+        Fragment(f"{item.colour} {item.shape}", item.place, f"{item.place} corner"),
+    ]
 
 
 def region_captions(scene: Scene) -> list[str]:
     """Captions of regions that name the region themselves."""
-    return [f"{name}: {text}" for name, text in fragments(scene)]
+    return [f"{f.region}: {f.full}" for f in fragments(scene)]

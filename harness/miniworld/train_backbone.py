@@ -56,25 +56,29 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     tokenizer = AutoProcessor.from_pretrained(out).tokenizer
     geometry = Geometry.from_config(model.config)
-    rng = Random(recipe.seed)
-    tower = TaggedTower(model)
-    descend(
-        tower.module,
-        lambda: tower.loss(*draw_tagged(rng, recipe.tower_batch, geometry)),
-        recipe.tower_steps,
-        recipe,
-        lambda: save(model, out),
-    )
+    teach_tower(model, geometry, recipe, lambda: save(model, out))
+    teach_captions(model, tokenizer, geometry, recipe, lambda: save(model, out))
+
+
+def teach_tower(model: Any, geometry: Geometry, recipe: Midstage, keep: Callable[[], None]) -> None:
+    """Teach the vision tower to tag patches, and bring its features to unit size."""
+    rng, tower = Random(recipe.seed), TaggedTower(model)
+    draw = lambda: tower.loss(*draw_tagged(rng, recipe.tower_batch, geometry))  # noqa: E731
+    descend(tower.module, draw, recipe.tower_steps, recipe, keep)
     settle(model, draw_tagged(rng, recipe.tower_batch, geometry)[0])
-    # Kept as it is: the first gradients of an untrained language model would undo what the tower has learnt.
-    tower.tower.requires_grad_(False)
-    descend(
-        model,
-        lambda: loss(model, draw_batch(rng, recipe.batch, tokenizer, geometry)),
-        recipe.steps,
-        recipe,
-        lambda: save(model, out),
-    )
+
+
+def teach_captions(
+    model: Any, tokenizer: Any, geometry: Geometry, recipe: Midstage, keep: Callable[[], None]
+) -> None:
+    """Teach projector and language model to caption pictures and regions.
+
+    The tower is kept as it is: the first gradients of an untrained language model would undo what it has learnt.
+    """
+    rng = Random(recipe.seed + 1)
+    model.model.vision_tower.requires_grad_(False)
+    draw = lambda: loss(model, draw_batch(rng, recipe.batch, tokenizer, geometry))  # noqa: E731
+    descend(model, draw, recipe.steps, recipe, keep)
 
 
 class TaggedTower:
