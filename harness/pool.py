@@ -119,17 +119,21 @@ class Pool:
         names = self._text.column("source").take(pa.array(first)).to_pylist()
         return np.take(np.asarray(names, dtype=np.str_), ids)
 
+    @property
+    def has_files(self) -> bool:
+        """Whether images are files of their own, below `image_root`."""
+        return bool(self.image_root) and not self._index.exists()
+
     def image_bytes(self, key: str) -> bytes:
         """The encoded bytes of one image of this pool.
 
         Raises OSError or KeyError where it is not there.
         """
         folder = Path(self.path)
-        index = folder / "image_index.arrow"
-        if index.exists():
-            return _indexed_bytes(index, Path(self.image_root or folder), key)
-        if self.image_root:
+        if self.has_files:
             return (Path(self.image_root) / key).read_bytes()
+        if self._index.exists():
+            return _indexed_bytes(self._index, Path(self.image_root or folder), key)
         arrow = str(folder / "images.arrow")  # how pools kept images before there was an index
         return bytes(_mapped(arrow).column("data")[_image_rows(arrow)[key]].as_buffer())
 
@@ -138,6 +142,10 @@ class Pool:
         from PIL import Image
 
         return Image.open(io.BytesIO(self.image_bytes(key))).convert("RGB")
+
+    @property
+    def _index(self) -> Path:
+        return Path(self.path) / "image_index.arrow"
 
     @property
     def _text(self) -> pa.Table:

@@ -27,7 +27,7 @@ class Exported:
 
 
 def dataset_card(exported: Exported, use: str, head: Mapping[str, Any]) -> str:
-    """The text of README.md; `use` says how to read the data, `head` is the hub's YAML header."""
+    """The text of README.md; `use` says how to read the data, `head` is what the hub's YAML header has besides the name."""
     import yaml
 
     selector = exported.spec["params"]["selector"]
@@ -43,7 +43,8 @@ def dataset_card(exported: Exported, use: str, head: Mapping[str, Any]) -> str:
     }
     said = {k: v for k, v in exported.card.items() if k not in ("n", "of", "by_source", "mean")}
     rows |= {name: _inline(value) for name, value in said.items()}
-    lines = ["---", yaml.safe_dump(dict(head), sort_keys=False).strip(), "---", "", f"# {exported.title}", ""]
+    header = yaml.safe_dump({"pretty_name": exported.title, **head}, sort_keys=False, allow_unicode=True)
+    lines = ["---", header.strip(), "---", "", f"# {exported.title}", ""]
     lines += ["A data selection for multimodal instruction tuning, made with Sievebench.", ""]
     lines += _table(("", ""), [(name, value) for name, value in rows.items()])
     lines += ["", "## Use", "", use, "", "## Sources", ""]

@@ -132,7 +132,7 @@ def _whole_images() -> Iterator[None]:
 
 def check_image(data: bytes) -> ImageFacts:
     """Decode an image fully, raising Rejected where it is corrupt, truncated or a decompression bomb."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     with warnings.catch_warnings(), _whole_images():
         warnings.simplefilter("ignore")  # the bomb warning: the limit below is ours
@@ -145,6 +145,8 @@ def check_image(data: bytes) -> ImageFacts:
             raise
         except Image.DecompressionBombError as e:  # PIL's own limit, which is higher
             raise Rejected("image_bomb", str(e)[:200]) from None
+        except UnidentifiedImageError:  # its message names an object, by its address
+            raise Rejected("corrupt_image", "not an image of a known format") from None
         except Exception as e:  # PIL raises many classes for bad bytes
             raise Rejected("corrupt_image", str(e)[:200]) from None
     return ImageFacts(height=image.height, width=image.width, digest=hashlib.sha256(data).digest())

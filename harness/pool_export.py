@@ -91,9 +91,9 @@ def _write(
         write_parquet(records, functools.partial(_image_bytes, pool), out / "data", single=single)
         use = '```python\nfrom datasets import load_dataset\n\nload_dataset("FOLDER", split="train")\n```'
         return use, {"configs": [{"config_name": "default", "data_files": "data/*.parquet"}]}
-    inside = options.copy_images or (Path(pool.path) / "image_index.arrow").exists() or not pool.image_root
-    root = "images" if inside else pool.image_root
-    records = _copied(pool, records, out / "images") if inside else records
+    copied = options.copy_images or not pool.has_files
+    root = "images" if copied else pool.image_root
+    records = _copied(pool, records, out / "images") if copied else records
     if options.format == "llava-json":
         _write_lists(records, out, lambda record: "data.json")
         use = f"`data.json` is LLaVA's list of records; image paths are relative to `{root}`."
@@ -102,7 +102,7 @@ def _write(
         listed = [{"json_path": f, "sampling_strategy": "all"} for f in files]
         (out / "data.yaml").write_text(yaml.safe_dump({"datasets": listed}, allow_unicode=True), encoding="utf-8")
         use = f"`data.yaml` lists one file a source, for LLaVA-NeXT; image paths are relative to `{root}`."
-    return use, {"pretty_name": "Selection"}
+    return use, {}
 
 
 def _counted(records: Iterator[Record], progress: Callable[[int], None]) -> Iterator[Record]:

@@ -28,7 +28,11 @@ def read_hf(source: str, revision: str, subsets: Sequence[str], *, embedded: boo
 
     Images that are embedded get a key made of their content. Raises HarnessError where nothing can be read.
     """
-    for part, table in _tables(source, revision, subsets):
+    yield from _samples(source, _tables(source, revision, subsets), embedded)
+
+
+def _samples(source: str, tables: Tables, embedded: bool) -> Iterator[Sample]:
+    for part, table in tables:
         if "conversations" not in table.column_names:
             raise HarnessError(
                 f"{source}: {part} has no column 'conversations' (it has {', '.join(table.column_names)}); "

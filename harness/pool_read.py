@@ -17,7 +17,8 @@ CHUNK = 4 << 20
 LONGEST = 64 << 20
 """What cannot be decoded within so many characters is broken, not unfinished."""
 
-_SPACE = re.compile(r"\s*")
+_AFTER = frozenset(" \t\n\r,]")
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def read_records(file: Path) -> Iterator[Any]:
@@ -90,14 +91,15 @@ class _List:
 
     def _record(self) -> Any:
         while True:
+            final = self._ended or len(self._text) - self._at > LONGEST
             try:
                 value, end = self._decode(self._text, self._at)
             except (ValueError, RecursionError) as e:
-                if self._ended or len(self._text) - self._at > LONGEST:
+                if final:
                     raise self._broken(getattr(e, "msg", str(e))) from None
             else:
-                # A number at the end of the buffer may go on in the next piece.
-                if end < len(self._text) or self._ended:
+                # "1" may be the beginning of "1.5": a value has ended where something that cannot be its part stands.
+                if final or self._text[end : end + 1] in _AFTER:
                     self._at = end
                     return value
             self._more()
