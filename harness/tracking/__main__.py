@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from dataclasses import asdict
@@ -23,8 +24,16 @@ def main() -> int:
         return _say({"error": str(e)}, 2)
     except Exception as e:
         traceback.print_exc()  # into push.log
-        return _say({"error": f"W&B failed ({type(e).__name__}: {' '.join(str(e).split())})."}, 1)
+        error = f"W&B failed ({type(e).__name__}: {' '.join(str(e).split())})."
+        return _say({"error": error, "unreachable": _unreachable(e, tracking)}, 1)
     return _say({"result": asdict(result)}, 0)
+
+
+def _unreachable(error: Exception, tracking: Tracking) -> bool:
+    """Whether it was the way to the server that failed: no account, no network, no answer."""
+    from harness.tracking.wandb_run import library
+
+    return tracking.resolved_mode() == "online" and isinstance(error, library().errors.Error)
 
 
 def _say(answer: dict[str, object], status: int) -> int:
@@ -33,4 +42,7 @@ def _say(answer: dict[str, object], status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)  # W&B's exit hooks would wait for a service that is gone or never gets through

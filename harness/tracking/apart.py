@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from harness.errors import HarnessError
@@ -21,8 +21,21 @@ class PushError(HarnessError):
 def push_apart(store: Store, name: str, tracking: Tracking, *, force: bool = False) -> PushResult:
     """`push` in a child process for at most `tracking.timeout_s` seconds; it prints to STORE/wandb/push.log.
 
-    Raises HarnessError where the push fails in whatever way.
+    Where W&B's server cannot be reached the runs are written offline, by a second child: the first one's service
+    would go on trying, and let nobody else have the runs. Raises HarnessError where the push fails otherwise.
     """
+    answer = _child(store, name, tracking, force)
+    note = ""
+    if answer.get("unreachable"):
+        note = f"{answer['error']} The runs were written offline."
+        answer = _child(store, name, replace(tracking, mode="offline"), force)
+    if "result" not in answer:
+        raise PushError(answer["error"])
+    return replace(PushResult(**answer["result"]), note=note)
+
+
+def _child(store: Store, name: str, tracking: Tracking, force: bool) -> dict[str, Any]:
+    """What a child says: `result`, or `error` and whether the server was `unreachable`."""
     log = target_of(store, tracking).folder / "push.log"
     request = json.dumps({"store": str(store.root), "sweep": name, "tracking": asdict(tracking), "force": force})
     with log.open("wb") as err:
@@ -35,11 +48,8 @@ def push_apart(store: Store, name: str, tracking: Tracking, *, force: bool = Fal
                 timeout=tracking.timeout_s,
             )
         except subprocess.TimeoutExpired:
-            raise PushError(f"W&B did not finish within {tracking.timeout_s:g} s (see {log}).") from None
-    answer = _answer(done.stdout)
-    if "result" in answer:
-        return PushResult(**answer["result"])
-    raise PushError(answer.get("error", f"pushing to W&B ended with status {done.returncode} (see {log})."))
+            return {"error": f"W&B did not finish within {tracking.timeout_s:g} s (see {log})."}
+    return _answer(done.stdout) or {"error": f"pushing to W&B ended with status {done.returncode} (see {log})."}
 
 
 def _answer(output: bytes) -> dict[str, Any]:

@@ -58,28 +58,19 @@ class PushResult:
 def push(store: Store, name: str, tracking: Tracking, *, force: bool = False) -> PushResult:
     """Write every run of a sweep that W&B does not have as it is now; `force` writes all of them.
 
-    A run that changed is written anew under its old id, and its folder replaces the one before it. Where the
-    server cannot be reached the runs are written offline. Raises HarnessError, or whatever wandb raises.
+    A run that changed is written anew under its old id, and its folder replaces the one before it. Raises
+    HarnessError, or whatever wandb raises.
     """
-    wandb = library()
+    library()
     target = target_of(store, tracking)
     runs = sweep_runs(store, name)
-    note = ""
     with environment(target):
-        try:
-            written = _push(runs, target, name, force)
-        except wandb.errors.Error as e:
-            if target.mode != "online":
-                raise
-            note = f"W&B could not be reached ({e}); the runs were written offline."
-            target = Target(root=target.root, project=target.project, entity=target.entity, mode="offline")
-            written = _push(runs, target, name, force)
+        written = _push(runs, target, name, force)
     return PushResult(
         written=written,
         unchanged=len(runs) - written,
         mode=target.mode,
         waiting=len(unsent(target.folder)),
-        note=note,
     )
 
 

@@ -87,7 +87,7 @@ def write_run(content: RunContent, target: Target) -> Path:
     settings = wandb.Settings(
         console="off",
         silent=True,
-        init_timeout=INIT_TIMEOUT_S,
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
         disable_git=True,
         disable_code=True,
         disable_job_creation=True,

@@ -206,13 +206,18 @@ def test_disabled_writes_and_remembers_nothing(tmp_path: Path, monkeypatch: pyte
     assert not (store.root / "wandb" / "pushed").exists()
 
 
-def test_online_without_an_account_falls_back_to_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("key", ["", "0" * 40], ids=["no account", "no server"])
+def test_online_that_fails_falls_back_to_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
     store = finished_store(tmp_path, ONE_BUDGET)
     said = track(store, "small", Tracking(name="wandb", mode="online"))
-    assert said.startswith("warning: W&B could not be reached")
-    assert "13 runs written (offline)" in said
+    assert said.startswith("warning: W&B failed (")
+    assert "The runs were written offline. W&B: 13 runs written (offline)" in said
     assert len(read_runs(store.root)) == 13
 
 
