@@ -65,14 +65,14 @@ def _opened(path: str) -> BinaryIO:
     return open(path, "rb", buffering=0)  # closed when the cache lets go of it
 
 
-def _indexed_bytes(index: Path, root: Path, key: str) -> bytes:
+def _indexed_bytes(index: str, root: str, key: str) -> bytes:
     """A member of a tar file, by the pool's image index."""
-    hashes = _key_hashes(str(index))
+    hashes = _key_hashes(index)
     wanted = np.uint64(key_hash64(key))
     first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
-    for row in _mapped(str(index)).slice(first, last - first).to_pylist():
+    for row in _mapped(index).slice(first, last - first).to_pylist():
         if row["key"] == key:
-            file = _opened(str(root / row["file"]))
+            file = _opened(f"{root}/{row['file']}")
             return os.pread(file.fileno(), row["size"], row["offset"])
     raise KeyError(key)
 
@@ -100,7 +100,7 @@ class Pool:
         """One column of `meta.parquet` in pool order, shape (n,), read-only."""
         if name not in self.columns:
             raise KeyError(f"pool {self.name} has no column '{name}'; it has {', '.join(self.columns)}")
-        return _meta_column(str(Path(self.path) / "meta.parquet"), name)
+        return _meta_column(f"{self.path}/meta.parquet", name)
 
     def record(self, position: int) -> Record:
         """The sample at a position in [0, n)."""
@@ -122,19 +122,18 @@ class Pool:
     @property
     def has_files(self) -> bool:
         """Whether images are files of their own, below `image_root`."""
-        return bool(self.image_root) and not self._index.exists()
+        return bool(self.image_root) and not os.path.exists(self._index)
 
     def image_bytes(self, key: str) -> bytes:
         """The encoded bytes of one image of this pool.
 
         Raises OSError or KeyError where it is not there.
         """
-        folder = Path(self.path)
         if self.has_files:
-            return (Path(self.image_root) / key).read_bytes()
-        if self._index.exists():
-            return _indexed_bytes(self._index, Path(self.image_root or folder), key)
-        arrow = str(folder / "images.arrow")  # how pools kept images before there was an index
+            return Path(self.image_root, key).read_bytes()
+        if os.path.exists(self._index):
+            return _indexed_bytes(self._index, self.image_root or self.path, key)
+        arrow = f"{self.path}/images.arrow"  # how pools kept images before there was an index
         return bytes(_mapped(arrow).column("data")[_image_rows(arrow)[key]].as_buffer())
 
     def image(self, key: str) -> Any:
@@ -144,12 +143,12 @@ class Pool:
         return Image.open(io.BytesIO(self.image_bytes(key))).convert("RGB")
 
     @property
-    def _index(self) -> Path:
-        return Path(self.path) / "image_index.arrow"
+    def _index(self) -> str:
+        return f"{self.path}/image_index.arrow"
 
     @property
     def _text(self) -> pa.Table:
-        return _mapped(str(Path(self.path) / "text.arrow"))
+        return _mapped(f"{self.path}/text.arrow")
 
 
 def open_pool(path: str | Path) -> Pool:

@@ -27,7 +27,7 @@ class Exported:
 
 
 def dataset_card(exported: Exported, use: str, head: Mapping[str, Any]) -> str:
-    """The text of README.md; `use` says how to read the data, `head` is what the hub's YAML header has besides the name."""
+    """The text of README.md; `use` says how to read the data, `head` completes the hub's YAML header."""
     import yaml
 
     selector = exported.spec["params"]["selector"]

@@ -75,7 +75,10 @@ def _check_unicode(*texts: str) -> None:
 
 
 def _first_folder(images: Sequence[str]) -> str:
-    return PurePosixPath(images[0]).parts[0] if images and "/" in images[0] else ""
+    if not images or "/" not in images[0]:
+        return ""
+    first = images[0].partition("/")[0]
+    return (*PurePosixPath(images[0]).parts, "")[0] if first == "." else first
 
 
 def _image_keys(raw: Any) -> tuple[str, ...]:
@@ -87,8 +90,7 @@ def _image_keys(raw: Any) -> tuple[str, ...]:
     for key in keys:
         if not isinstance(key, str) or "\0" in key:
             raise Rejected("bad_image_path", repr(key)[:80])
-        path = PurePosixPath(key)
-        if path.is_absolute() or ".." in path.parts:
+        if key.startswith("/") or ".." in key.split("/"):
             raise Rejected("escaping_path", key[:200])
     return keys
 

@@ -98,7 +98,7 @@ class _List:
                 if final:
                     raise self._broken(getattr(e, "msg", str(e))) from None
             else:
-                # "1" may be the beginning of "1.5": a value has ended where something that cannot be its part stands.
+                # "1" may be the beginning of "1.5": a value has ended where something else stands.
                 if final or self._text[end : end + 1] in _AFTER:
                     self._at = end
                     return value

@@ -40,11 +40,13 @@ REJECT_SCHEMA = pa.schema(
     [("idx", pa.int64()), ("uid", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
 )
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
 
 def record_digest(record: CheckedRecord, facts: Sequence[ImageFacts]) -> bytes:
     """sha256 of a record's uid, source, turns and image contents; a pool's digest is the sha256 over these."""
     images = [f.digest.hex() for f in facts]
-    content = json.dumps([record.uid, record.source, record.turns, images], ensure_ascii=False)
+    content = _encode([record.uid, record.source, record.turns, images])
     return hashlib.sha256(content.encode()).digest()
 
 

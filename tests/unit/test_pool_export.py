@@ -20,7 +20,7 @@ from harness.pool_import import import_hf, import_llava_json, import_llava_yaml
 from harness.pool_write import PoolWriter
 from harness.stages.select import selection_card
 from harness.store import Store
-from harness.types import Stage
+from harness.types import Json, Stage
 from tests.support import png, raw_record, write_pool
 
 CHOSEN = np.array([7, 3, 31, 4, 0, 12, 25], dtype=np.int32)
@@ -28,7 +28,7 @@ CHOSEN = np.array([7, 3, 31, 4, 0, 12, 25], dtype=np.int32)
 
 def select(root: Path, pool: Pool, *, seed: int = 0) -> str:
     """A finished select stage; returns its key."""
-    config = {"direction": "long"}
+    config: dict[str, Json] = {"direction": "long"}
     stage = Stage(
         kind="select",
         version=1,
