@@ -57,6 +57,7 @@ def environment(target: Target) -> Iterator[None]:
         "WANDB_DATA_DIR": str(target.folder / "data"),
         "WANDB_CACHE_DIR": str(target.folder / "cache"),
         "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",  # W&B's failures are not reported to W&B
     }
     try:
         yield
