@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[Any]
 
-CAPTIONS: Final = 5
+CAPTIONS: Final = 4
 """Captions of one picture; the picture is encoded once for all of them."""
 GAP: Final = 24
 WEIGHTS: Final = {"shapes": 6, "chart": 4, "print": 4, "table": 5, "digits": 3}
