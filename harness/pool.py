@@ -1,8 +1,8 @@
-"""A pool: the samples selection chooses from, model-free, memory-mapped, identified by its digest.
+"""A pool: the samples selection chooses from, model-free, identified by its digest.
 
 A pool is a directory: `pool.json` (name, n, digest, where images are), `meta.parquet` (one row a sample,
-numbers only, what selectors read), `text.arrow` (memory-mapped uid, source, conversations, image keys) and
-`rejects.parquet` (records left out, with the reason). Images lie as files below `image_root`, or as members of
+numbers only, what selectors read), `text.arrow` (uid, source, conversations, image keys) and `rejects.parquet`
+(records left out, with the reason). Images lie as files below `image_root`, or as members of
 tar files (the pool's own `images.tar`, or tar files below `image_root`), which `image_index.arrow` finds.
 """
 
@@ -45,6 +45,28 @@ def _mapped(path: str) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
+@functools.lru_cache(maxsize=8)
+def _text(path: str, n: int) -> tuple[Any, int]:
+    """The reader of `text.arrow`, and the number of records in each of its batches but the last."""
+    # Read, not mapped: a mapped page brings fifteen neighbours into the process, a gigabyte for 1,000 records.
+    reader = pa.ipc.open_file(pa.OSFile(path))
+    last = reader.num_record_batches - 1
+    size = int(reader.get_batch(0).num_rows)
+    if last * size + reader.get_batch(last).num_rows != n:
+        raise ValueError(f"{path} does not hold {n} records in equal batches; 'sievebench pool verify' says more")
+    return reader, size
+
+
+@functools.lru_cache(maxsize=16)
+def _text_batch(path: str, n: int, number: int) -> pa.RecordBatch:
+    return _text(path, n)[0].get_batch(number)
+
+
+def _numpy(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    # Arrow's own to_numpy imports pandas, which takes longer than reading the column.
+    return np.from_dlpack(column.chunk(0) if column.num_chunks == 1 else column.combine_chunks())
+
+
 def key_hash64(key: str) -> int:
     """64-bit blake2b of an image key; the image index is sorted by it."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
@@ -57,7 +79,7 @@ def _image_rows(path: str) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=4)
 def _key_hashes(path: str) -> npt.NDArray[np.uint64]:
-    return np.asarray(_mapped(path).column("key_hash64").to_numpy())
+    return _numpy(_mapped(path).column("key_hash64"))
 
 
 @functools.lru_cache(maxsize=64)
@@ -79,14 +101,15 @@ def _indexed_bytes(index: str, root: str, key: str) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _meta_column(path: str, column: str) -> npt.NDArray[Any]:
-    values = pq.read_table(path, columns=[column]).column(column).to_numpy()
+    with pq.ParquetFile(path) as file:
+        values = _numpy(file.read(columns=[column]).column(column))
     values.setflags(write=False)
-    return np.asarray(values)
+    return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """An opened pool; cheap to make, safe to pickle, reads through memory maps."""
+    """An opened pool; cheap to make, safe to pickle, reads only what is asked for."""
 
     path: str
     name: str
@@ -104,19 +127,21 @@ class Pool:
 
     def record(self, position: int) -> Record:
         """The sample at a position in [0, n)."""
-        row = self._text.slice(position, 1).to_pylist()[0]
+        number, within = divmod(int(position), _text(self._text, self.n)[1])
+        row = _text_batch(self._text, self.n, number).slice(within, 1).to_pylist()[0]
         turns = tuple((t["from"], t["value"]) for t in row["conversations"])
         return Record(uid=row["uid"], source=row["source"], conversations=turns, images=tuple(row["images"]))
 
     def uids(self) -> list[str]:
         """All uids in pool order (each a str: prefer `uid_hash64` for work over whole pools)."""
-        return list(self._text.column("uid").to_pylist())
+        with pa.memory_map(self._text) as file:
+            return list(pa.ipc.open_file(file).read_all().column("uid").to_pylist())
 
     def sources(self) -> npt.NDArray[np.str_]:
         """The source of every sample in pool order."""
         ids = self.column("source_id")
         _, first = np.unique(ids, return_index=True)  # ids count up from 0 in order of appearance
-        names = self._text.column("source").take(pa.array(first)).to_pylist()
+        names = [self.record(int(i)).source for i in first]
         return np.take(np.asarray(names, dtype=np.str_), ids)
 
     @property
@@ -147,8 +172,8 @@ class Pool:
         return f"{self.path}/image_index.arrow"
 
     @property
-    def _text(self) -> pa.Table:
-        return _mapped(f"{self.path}/text.arrow")
+    def _text(self) -> str:
+        return f"{self.path}/text.arrow"
 
 
 def open_pool(path: str | Path) -> Pool:

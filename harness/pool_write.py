@@ -26,7 +26,10 @@ from harness.pool_places import ImageTars, Place, check_bytes
 from harness.pool_rows import META_SCHEMA, REJECT_SCHEMA, TEXT_SCHEMA, TextRows, measure, record_digest
 
 BATCH = 4096
-"""Records of one batch of `text.arrow`."""
+"""Records written at a time."""
+
+TEXT_BATCH = 256
+"""Records of every batch of `text.arrow` but the last; reading one record reads so many."""
 
 ROW_GROUP = 65_536
 """Rows of one row group of `meta.parquet`: few enough groups that a column of millions is read at once."""
@@ -161,7 +164,7 @@ class PoolWriter:
         self._metas.append((self._n, *measure(record, facts, source, sha)))
         self._n += 1
         if self._n % BATCH == 0:
-            self._text.write_table(self._rows.take())
+            self._text.write_table(self._rows.take(), max_chunksize=TEXT_BATCH)
         if self._n % ROW_GROUP == 0:
             self._flush_metas()
 
@@ -183,7 +186,7 @@ class PoolWriter:
         try:
             with self._open:
                 if kind is None:
-                    self._text.write_table(self._rows.take())
+                    self._text.write_table(self._rows.take(), max_chunksize=TEXT_BATCH)
                     self._flush_metas()
                     self._flush_rejected()
             if kind is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,29 @@ def test_user_errors_are_sentences(tmp_path: Path, images: Path) -> None:
     pool = write_pool(tmp_path / "taken", 3)
     with pytest.raises(HarnessError, match="already holds a pool"):
         write_pool(Path(pool.path), 3)
+
+
+def test_records_are_found_across_batches_and_from_threads(tmp_path: Path) -> None:
+    n = 600  # more than two batches of text.arrow
+    with PoolWriter(tmp_path / "pool", "long") as writer:
+        for i in range(n):
+            raw = {"id": f"u{i}", "conversations": turns(f"q{i}", f"a{i}"), "data_source": f"d{i % 7}"}
+            writer.add(raw, lambda key: b"")
+    pool = writer.pool()
+    order = np.random.default_rng(0).permutation(n)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda i: pool.record(int(i)), order))
+    assert [r.uid for r in found] == [f"u{i}" for i in order]
+    assert [r.conversations[1] for r in found] == [("gpt", f"a{i}") for i in order]
+    assert pool.uids() == [f"u{i}" for i in range(n)]
+    assert pool.sources().tolist() == [f"d{i % 7}" for i in range(n)]
+
+
+def test_a_pool_that_was_cut_is_not_read(tmp_path: Path) -> None:
+    long, short = write_pool(tmp_path / "long", 9), write_pool(tmp_path / "short", 8)
+    shutil.copy(Path(short.path, "text.arrow"), Path(long.path, "text.arrow"))
+    with pytest.raises(ValueError, match="does not hold 9 records"):
+        long.record(0)
 
 
 def test_columns_are_read_only(tmp_path: Path) -> None:
