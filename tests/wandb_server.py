@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import re
@@ -13,6 +14,28 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = dict[str, Any]
+
+_ARTIFACT: Reply = {
+    "__typename": "Artifact",
+    "artifactSequence": {"__typename": "ArtifactSequence", "name": "a", "project": None},
+    "artifactType": {"name": "a"},
+    "versionIndex": 0,
+    "description": None,
+    "metadata": "{}",
+    "ttlDurationSeconds": -2,
+    "ttlIsInherited": True,
+    "tags": [],
+    "historyStep": None,
+    "state": "COMMITTED",
+    "size": 0,
+    "digest": "d",
+    "commitHash": "c",
+    "fileCount": 0,
+    "createdAt": "2026-01-01T00:00:00Z",
+    "updatedAt": None,
+    "aliases": [],
+}
+"""What the client reads back of an artifact it has uploaded."""
 
 
 @dataclass
@@ -51,10 +74,11 @@ class Server:
             }
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if operation == "CreateArtifact":
-            made = {"id": f"artifact-{len(self.operations)}", "state": "PENDING", "aliases": []}
+            made = {"id": _encoded(len(self.operations)), "state": "PENDING", "aliases": []}
             return {"createArtifact": {"artifact": made | {"artifactSequence": {"id": "s"}}}}
         if operation == "CreateArtifactManifest":
-            file = {"id": "f", "name": "wandb_manifest.json", "displayName": "m", **self._upload("manifest")}
+            file = {"id": "f", "name": "wandb_manifest.json", "displayName": "m"}
+            file |= self._upload(_manifest(variables["artifactID"]))
             return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
         if operation == "CreateArtifactFiles":
             edges = [{"node": self._file(f["name"], str(f["artifactID"]))} for f in variables["artifactFiles"]]
@@ -63,6 +87,13 @@ class Server:
             return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
         if operation == "Viewer":
             return {"viewer": {"id": "v", "entity": "someone", "flags": "{}", "teams": {"edges": []}}}
+        if operation == "InputFields":
+            return {"TypeInfo": {"inputFields": [{"name": "clientID"}, {"name": "sequenceClientID"}]}}
+        if operation == "FetchArtifactManifest":
+            manifest = {"file": {"directUrl": f"{self.url}/{_manifest(variables['id'])}"}}
+            return {"artifact": {"currentManifest": manifest}}
+        if operation == "ArtifactByID":
+            return {"artifact": _ARTIFACT | {"id": variables["id"]}}
         if operation == "ArtifactType":
             return {"project": {"artifact": None}}
         if operation == "ServerFeaturesQuery":
@@ -128,7 +159,18 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply({})
 
     def do_GET(self) -> None:
-        self._reply({})
+        """Manifests are read back; nothing else is asked for."""
+        found = [body for path, body in self.state.uploads.items() if path.endswith(self.path)]
+        self._reply(json.loads(found[-1]) if found else {})
+
+
+def _encoded(number: int) -> str:
+    """An id as W&B's are: clients take it apart."""
+    return base64.b64encode(f"Artifact:{number:06d}".encode()).decode()
+
+
+def _manifest(artifact: str) -> str:
+    return f"{artifact}/wandb_manifest.json"
 
 
 @contextmanager

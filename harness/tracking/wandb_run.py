@@ -131,7 +131,9 @@ def _fill(wandb: Any, run: Any, content: RunContent, target: Target) -> None:
         files = artifact.files(target.scratch)
         if artifact.type == "report" and "index.html" in files:
             run.log({"report/page": wandb.Html(str(files["index.html"]), inject=False)})
-        run.log_artifact(_artifact(wandb, artifact, files), aliases=artifact.aliases)
+        logged = run.log_artifact(_artifact(wandb, artifact, files), aliases=artifact.aliases)
+        if target.mode == "online":
+            logged.wait()  # an upload that fails is otherwise only a line in W&B's log
     run.summary.update(dict(content.summary))  # last, because history has summaries of its own
 
 

@@ -11,10 +11,11 @@ import pytest
 from harness.errors import HarnessError
 from harness.store import Store
 from harness.tracking import Tracking
+from harness.tracking.apart import PushError, push_apart
 from harness.tracking.push import all_pushed, push
 from harness.tracking.sweep_runs import sweep_runs
 from harness.tracking.sync import sync
-from harness.tracking.wandb_file import unsent
+from harness.tracking.wandb_file import lost_files, unsent
 from tests.unit.tracking_support import STEPS, finished_store
 from tests.wandb_server import Server, wandb_server
 
@@ -80,9 +81,9 @@ def test_what_the_server_refuses_is_an_error_that_can_be_repaired(server: Server
         sync(store, WANDB)
     assert len(unsent(store.root / "wandb")) == 3
     assert not any(pushed.uploaded for pushed in all_pushed(store.root))
-    server.refuse = ""
-    push(store, "small", WANDB)  # what W&B has deleted on its way
-    assert sync(store, WANDB) == 3
+    assert any(list(lost_files(run)) for run in unsent(store.root / "wandb"))  # W&B deletes as it tries
+    assert push(store, "small", WANDB).written > 0
+    assert not any(list(lost_files(run)) for run in unsent(store.root / "wandb"))
 
 
 def test_files_that_are_gone_are_noticed_before_anything_is_sent(server: Server, store: Store) -> None:
@@ -103,6 +104,33 @@ def test_without_an_account_nothing_is_uploaded(
         sync(store, WANDB)
     assert server.operations == []
     assert len(unsent(store.root / "wandb")) == 3
+
+
+def test_an_online_push_uploads_everything_once(server: Server, tmp_path: Path) -> None:
+    store = finished_store(tmp_path, ("10%",), baselines=False)
+    online = Tracking(name="wandb", project="proj", mode="online")
+    done = push_apart(store, "small", online)
+    assert (done.written, done.mode, done.note, done.waiting) == (4, "online", "", 0)
+    ids = {run.name: run.id for run in sweep_runs(store, "small")}
+    assert {v["name"] for v in server.variables("UpsertBucket")} == set(ids.values())
+    losses = [row.get("train/loss") for row in server.history(ids["train/length/10%/tiny/s0"])]
+    assert losses == [5.0, 4.0, None, 3.0, 2.5]
+    uploaded = {path.rsplit("/", 1)[-1] for path in server.uploads}
+    assert {"ids.parquet", "index.html", "samples.parquet", "main.table.json"} <= uploaded
+    assert "model.safetensors" not in uploaded
+    sent = len(server.operations)
+    assert push_apart(store, "small", online).unchanged == 4
+    assert push_apart(store, "small", WANDB).unchanged == 4
+    assert len(server.operations) == sent
+
+
+def test_an_online_push_that_is_refused_is_not_taken_for_done(server: Server, tmp_path: Path) -> None:
+    """W&B itself would write one line to its log and call the run finished."""
+    server.refuse = "CommitArtifact"
+    store = finished_store(tmp_path, ("10%",), baselines=False)
+    with pytest.raises(PushError, match=r"W&B failed \(ValueError: .*refused"):
+        push_apart(store, "small", Tracking(name="wandb", mode="online"))
+    assert all_pushed(store.root) == []
 
 
 def test_nothing_to_do_needs_no_server(tmp_path: Path) -> None:

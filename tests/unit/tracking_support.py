@@ -28,8 +28,8 @@ N = 100
 """Samples of the pool."""
 
 
-def cells(folder: Path, budgets: Sequence[str] = ("10%", "30%")) -> list[Cell]:
-    """`length` at some budgets with its baselines: the full run and two draws of random at each budget."""
+def cells(folder: Path, budgets: Sequence[str], *, baselines: bool) -> list[Cell]:
+    """`length` at some budgets, and its baselines: the full run and two draws of random at each budget."""
     cell = Cell(
         pool=write_pool(folder / "pool", N),
         selector=selector_spec("length", {}),
@@ -39,14 +39,14 @@ def cells(folder: Path, budgets: Sequence[str] = ("10%", "30%")) -> list[Cell]:
         suite=Suite(name="two", protocol="p", benchmarks=LMMS14.benchmarks[6:8]),
     )
     asked = [replace(cell, budget=Budget.parse(b)) for b in budgets]
-    return with_baselines(asked, full_trials=1, random_trials=2)
+    return with_baselines(asked, full_trials=1, random_trials=2) if baselines else asked
 
 
-def finished_store(folder: Path, budgets: Sequence[str] = ("10%", "30%"), *, name: str = "small") -> Store:
-    """A store in which every stage of the sweep is done."""
+def finished_store(folder: Path, budgets: Sequence[str] = ("10%", "30%"), *, baselines: bool = True) -> Store:
+    """A store in which every stage of the sweep `small` is done."""
     store = Store(folder / "store").create()
-    plan = make_plan(cells(folder, budgets))
-    write_sweep(store, plan, name)
+    plan = make_plan(cells(folder, budgets, baselines=baselines))
+    write_sweep(store, plan, "small")
     fill(store, plan)
     return store
 
