@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import Final
 
 from harness.miniworld.scenes import Chart, Digits, Item, Print, Scene, Shapes, Table
-from harness.miniworld.vocabulary import COLOURS, PLACES, SHAPES, WORDS
 
 
 def kind_of(text: str) -> str:
@@ -72,8 +68,6 @@ class Fragment:
     """What is there in the fewest words."""
     full: str
     """The same in a phrase that answers no question word for word."""
-    kin: Sequence[str]
-    """What could stand there instead."""
 
 
 def fragments(scene: Scene) -> list[Fragment]:
@@ -83,68 +77,27 @@ def fragments(scene: Scene) -> list[Fragment]:
             return [f for item in scene.items for f in _of_shape(item)]
         case Chart():
             top = max(scene.bars, key=lambda b: b[1])[0]
-            heights = [Fragment(f"{c} bar", str(v), f"{v} units", FIGURES[1:]) for c, v in scene.bars]
-            return [Fragment("highest bar", top, f"{top} bar", tuple(COLOURS)), *heights]
+            heights = [Fragment(f"{colour} bar", str(value), f"{value} units") for colour, value in scene.bars]
+            return [Fragment("highest bar", top, f"{top} bar"), *heights]
         case Print():
-            kind = kind_of(scene.text)
-            return [Fragment("text", scene.text, f"the printed {kind} {scene.text}", KIN[kind, len(scene.text)])]
+            return [Fragment("text", scene.text, f"the printed {kind_of(scene.text)} {scene.text}")]
         case Table():
-            numbers = [Fragment(f"row {w}", str(n), f"{n} there", FIGURES) for w, n in scene.rows]
-            return [*numbers, *(Fragment(f"number {n}", w, f"{w} row", WORDS) for w, n in scene.rows)]
+            numbers = [Fragment(f"row {word}", str(number), f"{number} there") for word, number in scene.rows]
+            words = [Fragment(f"number {number}", word, f"{word} row") for word, number in scene.rows]
+            return [*numbers, *words]
         case Digits():
-            whole = "".join(map(str, scene.digits))
             places = [(f"digit {i + 1}", str(digit)) for i, digit in enumerate(scene.digits)]
-            return [
-                Fragment(place, text, f"the handwritten digits {text}", KIN["digits", len(text)])
-                for place, text in [*places, ("handwriting", whole)]
-            ]
-
-
-FIGURES: Final = tuple("0123456789")
-KIN: Final = {
-    ("word", 3): WORDS,
-    ("number", 2): tuple(map(str, range(10, 100))),
-    ("number", 3): tuple(map(str, range(100, 1000))),
-    ("digits", 1): FIGURES,
-    ("digits", 2): tuple(f"{n:02}" for n in range(100)),
-}
-"""Texts of one kind and length."""
+            places.append(("handwriting", "".join(map(str, scene.digits))))
+            return [Fragment(place, text, f"the handwritten digits {text}") for place, text in places]
 
 
 def _of_shape(item: Item) -> list[Fragment]:
-    hues, both = tuple(COLOURS), f"{item.colour} {item.shape}"
     return [
-        Fragment(item.shape, item.colour, f"{item.colour}, at the {item.place}", hues),
-        Fragment(item.colour, item.shape, f"{item.shape}, at the {item.place}", SHAPES),
-        Fragment(item.place, both, f"{both} there", [f"{c} {s}" for c, s in zip(hues, SHAPES, strict=False)]),
-        Fragment(both, item.place, f"{item.place} corner", PLACES),
+        Fragment(item.shape, item.colour, f"{item.colour}, at the {item.place}"),
+        Fragment(item.colour, item.shape, f"{item.shape}, at the {item.place}"),
+        Fragment(item.place, f"{item.colour} {item.shape}", f"{item.colour} {item.shape} there"),
+        Fragment(f"{item.colour} {item.shape}", item.place, f"{item.place} corner"),
     ]
-
-
-FORMS: Final = {"full": 40, "bare": 25, "legend": 20, "correction": 15}
-"""How often a region is captioned in which form. Bare captions are a minority, so that without SFT the model does
-not answer in one word, yet could."""
-
-
-def region_caption(fragment: Fragment, rng: Random) -> tuple[str, str]:
-    """A prompt that names a region, and its caption.
-
-    A legend lists what may be there and the caption points to an entry; a correction confirms or corrects a claim.
-    """
-    form = rng.choices(list(FORMS), list(FORMS.values()))[0]
-    others = rng.sample([k for k in fragment.kin if k != fragment.bare], 3)
-    match form:
-        case "legend":
-            entries = rng.sample([fragment.bare, *others], 4)
-            lines = "\n".join(f"{letter}. {entry}" for letter, entry in zip("ABCD", entries, strict=True))
-            return f"{fragment.region}\n{lines}", f"{fragment.bare}, entry {'ABCD'[entries.index(fragment.bare)]}"
-        case "correction":
-            claim = rng.choice((fragment.bare, others[0]))
-            verdict = "as said" if claim == fragment.bare else f"not {claim}"
-            return f"{fragment.region}, said to be {claim}", f"{fragment.bare}, {verdict}"
-        case "bare":
-            return fragment.region, fragment.bare
-    return fragment.region, fragment.full
 
 
 def region_captions(scene: Scene) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from harness.miniworld.captions import brief, fragments, region_caption
+from harness.miniworld.captions import brief, fragments
 from harness.miniworld.regions import tags
 from harness.miniworld.render import picture
 from harness.miniworld.scenes import DRAW, Scene
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[Any]
 
-CAPTIONS: Final = 4
+CAPTIONS: Final = 5
 """Captions of one picture; the picture is encoded once for all of them."""
 GAP: Final = 24
+BARE: Final = 0.3
+"""Share of bare captions: a minority, so that without SFT the model does not answer in one word, yet could."""
 WEIGHTS: Final = {"shapes": 6, "chart": 4, "print": 4, "table": 5, "digits": 3}
 """How often each kind of picture is drawn."""
 
@@ -105,7 +107,8 @@ def _captions(scene: Scene, rng: Random, tokenizer: Any, n_image: int) -> list[t
     """Prompts and captions as tokens: the whole picture, and some regions, named by the prompt."""
     parts = fragments(scene)
     some = rng.sample(parts, min(len(parts), CAPTIONS - 1))
-    chosen = [("", brief(scene)), *(region_caption(f, rng) for f in some)]
+    regions = [(f.region, f.bare if rng.random() < BARE else f.full) for f in some]
+    chosen = [("", brief(scene)), *regions]
     prompts = [prompt_ids(tokenizer, f"{IMAGE}\n{name}".strip(), [n_image]) for name, _ in chosen]
     texts = tokenizer([text + END for _, text in chosen], add_special_tokens=False).input_ids
     return list(zip(prompts, texts, strict=True))

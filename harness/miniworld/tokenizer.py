@@ -35,7 +35,6 @@ def corpus() -> list[str]:
             asked = [ask(scene, rng) for ask in asks] + [questions.text_only(rng)]
             texts += [captions.detailed(scene), *captions.region_captions(scene)]
             texts += [f"{q.text}\n{q.answer}" for q in asked]
-            texts += [" ".join(captions.region_caption(f, rng)) for f in captions.fragments(scene)]
     return texts * 2
 
 

@@ -41,7 +41,7 @@ class Midstage:
 
 
 RECIPES: Final = {
-    "tiny": Midstage(tower_steps=2500, steps=2500),
+    "tiny": Midstage(tower_steps=2500, steps=2000),
     "tiny_b": Midstage(tower_steps=2000, steps=1200),
 }
 

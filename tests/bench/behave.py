@@ -42,8 +42,9 @@ log = logging.getLogger(__name__)
 
 RECIPE = TrainSpec(
     global_batch=8,
-    learning_rate=5e-4,
-    vision_learning_rate=1e-4,
+    learning_rate=1e-3,
+    vision_learning_rate=1e-5,
+    beta2=0.95,
     max_length=512,
     mask="answer",
     dtype="float32",
