@@ -238,6 +238,11 @@ def cell_of(cfg: DictConfig) -> Cell:
 
 def pool_of(cfg: Any, store: Path) -> Pool:
     """The pool a configuration names; miniworld is generated once per store."""
+    if cfg.miniworld and cfg.path:
+        raise HarnessError(
+            f"pool '{cfg.name}' has both a path and miniworld={cfg.miniworld}: "
+            "take pool=path, or set pool.miniworld=0."
+        )
     if cfg.miniworld:
         from harness.miniworld import ensure_pool
 

@@ -18,6 +18,7 @@ MISTAKES = [
     ("budget=0.00001", "keeps 0 of 400 samples", "keep 1 to 400"),
     ("pool=path", "pool 'own' has no path", "pool.path=DIR"),
     ("pool=path pool.path=/nowhere/pool", "there is no pool at /nowhere/pool", "pool import"),
+    ("pool.path=somewhere", "both a path and miniworld", "pool.miniworld=0"),
     ("suite=minii", "suite 'minii' is not known", "Did you mean 'mini'?"),
     ("suite.only=[mini_shrt]", "benchmark 'mini_shrt' is not known", "Did you mean 'mini_short'?"),
     ("backbone.path=/nowhere/model", "model 'tiny'", "no folder /nowhere/model"),
@@ -40,7 +41,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("override", "what", "fix"), MISTAKES, ids=[m[0] for m in MISTAKES])
 def test_a_mistake_is_one_sentence(override: str, what: str, fix: str, store: Path) -> None:
     chosen = [] if "store=" in override else [f"store={store}"]
-    output = run("pool.miniworld=400", *chosen, *override.split(), expect=2)
+    small = [] if "pool=" in override else ["pool.miniworld=400"]
+    output = run(*small, *chosen, *override.split(), expect=2)
     (said,) = [line for line in output.splitlines() if line.startswith("sievebench:")]
     assert what in said
     assert fix in said

@@ -82,17 +82,22 @@ def test_an_owner_elsewhere_lives_until_it_is_silent(directory: StageDir) -> Non
 
 def test_racing_takers_of_a_dead_stage_give_one_winner(directory: StageDir) -> None:
     claim(directory, dead_owner())
+    # A winner lives until all have tried: after its end, a late one would rightly follow it.
     code = (
         "import sys, time; from pathlib import Path; from harness.leases import Lease\n"
         "while time.time() < float(sys.argv[2]): pass\n"
-        "lease = Lease.take(Path(sys.argv[1])); print(lease is not None, flush=True); time.sleep(2)"
+        "lease = Lease.take(Path(sys.argv[1])); print(lease is not None, flush=True); sys.stdin.read()"
     )
     start = str(time.time() + 2.0)
     racers = [
-        subprocess.Popen([sys.executable, "-c", code, str(directory.path), start], stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(directory.path), start], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         for _ in range(6)
     ]
-    won = [p.communicate()[0].strip() == b"True" for p in racers]
+    won = [p.stdout.readline().strip() == b"True" for p in racers if p.stdout is not None]
+    for p in racers:
+        p.communicate()
     assert sum(won) == 1
 
 
