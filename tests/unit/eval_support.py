@@ -56,7 +56,7 @@ def tiny_checkpoint() -> Path:
     from harness.miniworld.architecture import build_untrained
 
     folder = Path(tempfile.mkdtemp(prefix="sievebench-tiny-"))
-    build_untrained("tiny", folder, seed=3)
+    build_untrained("tiny", folder, seed=5)
     return folder
 
 
