@@ -82,7 +82,11 @@ def _latest(folder: Path) -> tuple[int, Path | None]:
 
 def holder(folder: Path) -> Owner | None:
     """The live owner of a stage directory, or None."""
-    _, path = _latest(folder)
+    return _living(_latest(folder)[1])
+
+
+def _living(path: Path | None) -> Owner | None:
+    """The owner a claim names, if they live."""
     if path is None:
         return None
     try:
@@ -107,9 +111,10 @@ class Lease:
     @classmethod
     def take(cls, folder: Path) -> Lease | None:
         """Claim a stage directory; None where a live process holds it."""
-        if holder(folder) is not None:
+        # Looked up once: the claim found dead must be the one whose successor is created.
+        number, latest = _latest(folder)
+        if _living(latest) is not None:
             return None
-        number, _ = _latest(folder)
         owner = Owner.me()
         path = folder / f"claim-{number + 1:04d}.json"
         # A complete file under a name of its own, then a link: exclusive, and never seen half-written.
