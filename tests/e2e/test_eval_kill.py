@@ -80,7 +80,11 @@ def test_lmms_eval_command_line_gives_the_same_score(benchmark: Benchmark, tmp_p
     command += ["--model_args", f"pretrained={tiny_checkpoint()},dtype=float32", "--batch_size", "2"]
     command += ["--tasks", benchmark.task, "--include_path", benchmark.include_path]
     command += ["--output_path", str(tmp_path / "cli"), "--log_samples", "--verbosity", "DEBUG"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    # Training in this process may have left its ranks in the environment; lmms-eval would join them.
+    alone = {
+        k: v for k, v in os.environ.items() if not k.endswith("RANK") and not k.startswith(("WORLD_", "MASTER_"))
+    }
+    environment = {**alone, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
     results = list((tmp_path / "cli").rglob("*_results.json"))
     assert len(results) == 1, done.stdout[-2000:] + done.stderr[-2000:]
