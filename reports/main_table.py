@@ -14,7 +14,7 @@ from reports.metrics import BEATS_RANDOM, REL_FULL, Bools, suite_digest
 from reports.rows import FULL, RANDOM, ScoreRow, Status
 from reports.statistics import LEVEL
 from reports.summary import FEW_RANDOM_RUNS, BackboneSummary, MethodSummary, summarise
-from reports.table import DAGGER, DASH, Block, Column, Mark, Role, Row, Section, Table, TableCell
+from reports.table import DAGGER, DASH, Block, Column, Mark, Role, Row, Section, Table, TableCell, counted
 
 DECIMALS: Final = 2
 ROLES: Final[Mapping[str, Role]] = {RANDOM: "random", FULL: "full"}
@@ -153,7 +153,7 @@ def _rel_cell(m: MethodSummary, n: int) -> TableCell:
         return TableCell(
             text="n/a" if have == n else f"{DASH} {have}/{n}",
             status="missing",
-            note="the full run is missing" if have == n else f"{have} of {n} benchmarks",
+            note="the full run is missing" if have == n else f"{have} of {counted(n, 'benchmark')}",
         )
     marks: set[Mark] = set()
     comparison = m.vs_random.comparison if m.vs_random else None
@@ -179,19 +179,22 @@ def _defects(m: MethodSummary) -> list[str]:
     group, found = m.group, []
     runs, complete = len(group.seeds), int(group.complete.sum())
     if 0 < complete < runs:
-        found.append(f"{runs - complete} of {runs} runs lack a benchmark and are left out of /FULL")
+        lack = "lacks a benchmark and is" if runs - complete == 1 else "lack a benchmark and are"
+        found.append(f"{runs - complete} of {runs} runs {lack} left out of /FULL")
     if group.external:
         found.append("scores come from outside of this study")
     if group.method == RANDOM and group.n_trials < FEW_RANDOM_RUNS:
-        runs_known = "1 run" if group.n_trials == 1 else f"{group.n_trials} runs"
-        found.append(f"{runs_known} known; fewer than {FEW_RANDOM_RUNS} say little about the noise")
+        found.append(
+            f"{counted(group.n_trials, 'run')} known; fewer than {FEW_RANDOM_RUNS} say little about the noise"
+        )
     return found
 
 
 def _caption(suite: Suite, options: TableOptions) -> str:
     of = f" {options.source}." if options.source else ""
+    scales = "in its own scale" if len(suite.benchmarks) == 1 else "in their own scales"
     return (
-        f"{len(suite.benchmarks)} benchmarks of suite {suite.name} in their own scales.{of} "
+        f"{counted(len(suite.benchmarks), 'benchmark')} of suite {suite.name} {scales}.{of} "
         f">Rand: {BEATS_RANDOM}. /FULL: {REL_FULL}, percent. Suite digest {suite_digest(suite)}."
     )
 

@@ -17,7 +17,7 @@ from reports.cost import total, unit
 from reports.main_table import method_title
 from reports.render_html import table_html
 from reports.summary import BackboneSummary, MethodSummary
-from reports.table import DASH, signed
+from reports.table import DASH, counted, signed
 from reports.verdicts import sentences
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["counted"] = counted
     environment.filters["number"] = _number
     environment.filters["p"] = _p
     environment.filters["seconds"] = _seconds

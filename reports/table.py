@@ -21,6 +21,11 @@ def signed(value: float, decimals: int = 1) -> str:
     return text[1:] if float(text) == 0 else text
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 benchmark`, `2 benchmarks`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableCell:
     """A number with its spread and marks, or a text in its place.

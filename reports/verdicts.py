@@ -9,7 +9,7 @@ from reports.main_table import method_title
 from reports.rows import FULL, RANDOM
 from reports.statistics import Verdict
 from reports.summary import BackboneSummary, MethodSummary
-from reports.table import signed
+from reports.table import counted, signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def _part(m: MethodSummary) -> str:
 def _reason(m: MethodSummary) -> str:
     missing = m.group.n_missing
     if missing:
-        return f"{missing} of {m.scores.size} benchmarks are missing"
+        return f"{missing} of {counted(m.scores.size, 'benchmark')} {'is' if missing == 1 else 'are'} missing"
     return "the full run is missing"
 
 

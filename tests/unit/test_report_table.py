@@ -79,6 +79,13 @@ def test_few_random_runs_and_external_scores_earn_a_dagger() -> None:
     assert "outside" in "".join(table.footnotes)
 
 
+def test_captions_count_one_benchmark_as_one() -> None:
+    assert main_table([row("m", "x", 1.0)], suite("x")).caption.startswith(
+        "1 benchmark of suite s in its own scale."
+    )
+    assert main_table([], suite("x", "y")).caption.startswith("2 benchmarks of suite s in their own scales.")
+
+
 def test_significant_differences_are_starred() -> None:
     rows, _ = example(Study(seeds=5, noise=0.2))
     table = main_table(rows, Study().suite)
