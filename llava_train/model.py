@@ -152,7 +152,7 @@ def _hidden_states(model: Any, pack: Pack) -> Tensor:
     and with them the order of gradients, are the same on all ranks.
     """
     embeddings = model.get_input_embeddings()(pack.ids)
-    features = _image_features(model, pack)[: len(pack.image_at)].to(embeddings.dtype)
+    features = image_features(model, pack)[: len(pack.image_at)].to(embeddings.dtype)
     embeddings = embeddings.index_copy(0, pack.image_at, features)
     hidden: Tensor = model.language_model(
         inputs_embeds=embeddings[None],
@@ -181,7 +181,7 @@ def _row_bounds(model: Any, pack: Pack) -> dict[str, Any]:
     return {}
 
 
-def _image_features(model: Any, pack: Pack) -> Tensor:
+def image_features(model: Any, pack: Pack) -> Tensor:
     """Features of all images of a pack, in order, newline tokens included; (I, d)."""
     config = model.config
     pixels = normalise(pack.tiles)
