@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.errors import HarnessError
 from harness.pool import Pool
-from llava_train.chat import Encoded, Ids, Mask, encode, specials
+from llava_train.chat import Ids, Mask, encode, specials
 from llava_train.cost import ModelCost
 from llava_train.plan import Facts, Ints
 from llava_train.tiles import Geometry, Tiles, cut_sample, image_tokens, sample_tiles
@@ -25,6 +25,8 @@ class Text:
     ids: Ids
     targets: Mask
     """True where a token is to be predicted; never the first."""
+    answer: Mask
+    """True where the assistant speaks, closing markers included; the targets themselves with `mask="answer"`."""
     images: tuple[str, ...]
     """Keys of its images in the pool."""
     sizes: tuple[tuple[int, int], ...]
@@ -57,12 +59,15 @@ class PoolIndex:
             encoded = encode(self.tokenizer, record.conversations, image_tokens(sizes, self.geometry))
         except HarnessError as error:
             raise HarnessError(f"sample '{record.uid}' of pool {self.pool.name}: {error}") from None
-        ids, targets = self._shortened(encoded, has_images=bool(sizes))
+        keep = self._kept(encoded.ids, has_images=bool(sizes))
+        sft, answer = encoded.sft_mask[:keep].copy(), encoded.answer_mask[:keep]
+        sft[0] = False  # nothing comes before it that could predict it
         return Text(
             position=position,
             uid=record.uid,
-            ids=ids,
-            targets=targets,
+            ids=encoded.ids[:keep],
+            targets=sft if self.mask == "llava" else answer,
+            answer=answer,
             images=record.images,
             sizes=sizes,
             tiles=sample_tiles(sizes, self.geometry),
@@ -99,16 +104,13 @@ class PoolIndex:
         height, width = self.pool.column("height")[position], self.pool.column("width")[position]
         return ((int(height), int(width)),)
 
-    def _shortened(self, encoded: Encoded, *, has_images: bool) -> tuple[Ids, Mask]:
-        """Cut to `max_length` from the right, but never into an image: features and tokens must match."""
-        ids = encoded.ids
+    def _kept(self, ids: Ids, *, has_images: bool) -> int:
+        """Tokens kept of a sample: cut from the right, but never into an image: features and tokens must match."""
         keep = min(self.max_length, len(ids))
         if has_images and keep < len(ids):
             image = np.flatnonzero(ids == specials(self.tokenizer).image)
             keep = max(keep, int(image[-1]) + 1)
-        targets = (encoded.sft_mask if self.mask == "llava" else encoded.answer_mask)[:keep].copy()
-        targets[0] = False
-        return ids[:keep], targets
+        return keep
 
 
 def facts_of(texts: Sequence[Text], cost: ModelCost) -> Facts:

@@ -104,8 +104,17 @@ def test_turns_are_the_answers_without_their_markers(pool: Pool, columns: dict[s
 
 def made_sample(answer: list[int], closing: list[int], ids: int = 8) -> Sample:
     place = np.arange(ids)
-    text = Text(position=0, uid="a", ids=place.astype(np.int32), targets=place > 0, images=(), sizes=(), tiles=0)
-    return Sample(text=text, answer=np.isin(place, answer), closing=np.isin(place, closing))
+    text = Text(
+        position=0,
+        uid="a",
+        ids=place.astype(np.int32),
+        targets=place > 0,
+        answer=np.isin(place, answer),
+        images=(),
+        sizes=(),
+        tiles=0,
+    )
+    return Sample(text=text, closing=np.isin(place, closing))
 
 
 def test_a_row_of_numbers_by_hand() -> None:

@@ -89,6 +89,8 @@ def test_the_answer_mask_supervises_less(pool: Pool) -> None:
         wide, narrow = _index(pool).text(position), _index(pool, mask="answer").text(position)
         assert 0 < narrow.supervised < wide.supervised
         assert not (narrow.targets & ~wide.targets).any()
+        np.testing.assert_array_equal(wide.answer, narrow.targets)
+        np.testing.assert_array_equal(narrow.answer, narrow.targets)
 
 
 def test_a_changed_or_missing_image_names_the_sample(pool: Pool) -> None:

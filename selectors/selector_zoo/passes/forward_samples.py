@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,12 @@ Reasons = dict[int, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One sample as tokens; `text.targets` are those that training supervises."""
+    """One sample as tokens."""
 
     text: Text
-    answer: Mask
-    """Among them what the assistant says, closing markers included."""
+    """Its `targets` are those that training supervises."""
     closing: Mask
-    """The closing markers."""
+    """The closing markers among those of its answers."""
 
 
 def read_samples(index: PoolIndex, start: int, stop: int) -> tuple[dict[int, Sample], Reasons]:
@@ -45,9 +44,8 @@ def read_sample(index: PoolIndex, position: int) -> Sample:
     Raises HarnessError, naming the sample, where its images and placeholders do not match.
     """
     text = index.text(position)
-    answer = replace(index, mask="answer").text(position).targets
-    last = answer & ~np.append(answer[1:], False)
-    return Sample(text=text, answer=answer, closing=last & (text.ids == specials(index.tokenizer).end))
+    last = text.answer & ~np.append(text.answer[1:], False)
+    return Sample(text=text, closing=last & (text.ids == specials(index.tokenizer).end))
 
 
 def summary(sample: Sample, tokens: npt.NDArray[np.float32], rounds: int) -> dict[str, Any]:
@@ -55,18 +53,19 @@ def summary(sample: Sample, tokens: npt.NDArray[np.float32], rounds: int) -> dic
 
     `tokens` has shape (3, targets): negative log-likelihood, EL2N, entropy. Turns fill `rounds` places.
     """
-    placed = np.full((3, len(sample.text.ids)), np.nan)
-    placed[:, sample.text.targets] = tokens
-    row: dict[str, Any] = {"length": len(sample.text.ids)}
-    for name, mask in (("ans", sample.answer), ("sft", sample.text.targets)):
+    targets, answer = sample.text.targets, sample.text.answer
+    placed = np.full((3, len(targets)), np.nan)
+    placed[:, targets] = tokens
+    row: dict[str, Any] = {"length": len(targets)}
+    for name, mask in (("ans", answer), ("sft", targets)):
         count = int(mask.sum())
         nll, el2n, entropy = placed[:, mask].sum(axis=1) if count else np.full(3, np.nan)
         row[f"n_tok_{name}"] = count
         row[f"nll_sum_{name}"] = nll
         row[f"el2n_mean_{name}"] = el2n / max(count, 1)
         row[f"ent_mean_{name}"] = entropy / max(count, 1)
-    starts = sample.answer & ~np.concatenate([[False], sample.answer[:-1]])
-    content = sample.answer & ~sample.closing
+    starts = answer & ~np.concatenate([[False], answer[:-1]])
+    content = answer & ~sample.closing
     turn = (np.cumsum(starts) - 1)[content]
     counts = np.bincount(turn, minlength=rounds)
     sums = np.bincount(turn, weights=placed[0, content], minlength=rounds)
