@@ -8,7 +8,8 @@ its own. The last line is one JSON object:
 `import_s`, `import_rss_mb`   importing, pictures checked; peak memory of the importing process
 `open_s`, `open_cpu_s`, `rss_mb`  opening the pool, reading one numeric column and 1,000 random records
 `json_load_s`, `json_rss_mb`  json.load of the same records and picking the same 1,000
-`json_measured_records`       how many of them that was measured on; both figures are scaled up from there
+`json_measured_records`       how many of them that was measured on: all, or what memory holds, and both figures
+                              are scaled up from there
 `ratio`                       json_load_s / open_s
 """
 
@@ -31,22 +32,25 @@ from typing import Any
 import numpy as np
 
 PICKED = 1000
-JSON_MOST = 200_000
-"""More records than this are not given to json.load: it would need tens of gigabytes."""
+JSON_RECORD = 4096
+"""Bytes of memory a loaded record is allowed for: some 3,200 are used."""
 
 
 def records(n: int, images: int) -> Iterator[dict[str, Any]]:
-    """Conversations of one to three exchanges, some 90 words each."""
+    """Conversations of one to three exchanges, 44 words each."""
     rng = random.Random(0)
     words = [
         f"{a}{b}" for a in ("ba", "ke", "li", "mo", "nu", "ra") for b in ("chart", "tile", "word", "s", "ing")
     ]
+    # Texts are drawn from a few thousand: composing each anew would take longer than importing it.
+    questions = [" ".join(rng.choices(words, k=12)) + "?" for _ in range(4096)]
+    answers = [" ".join(rng.choices(words, k=32)) + "." for _ in range(4096)]
     for i in range(n):
         said = []
         for turn in range(1 + i % 3):
             head = "<image>\n" if turn == 0 and i % 5 else ""
-            said.append({"from": "human", "value": head + " ".join(rng.choices(words, k=12)) + "?"})
-            said.append({"from": "gpt", "value": " ".join(rng.choices(words, k=32)) + "."})
+            said.append({"from": "human", "value": head + rng.choice(questions)})
+            said.append({"from": "gpt", "value": rng.choice(answers)})
         image = {"image": f"set{i % 9}/{rng.randrange(images):08d}.png"} if i % 5 else {}
         yield {"id": f"sample_{i:08d}", **image, "data_source": f"source_{i % 90}", "conversations": said}
 
@@ -100,7 +104,7 @@ def run_json(folder: Path) -> dict[str, float]:
     before = peak_mb()
     picks = np.random.default_rng(0).random(PICKED)
     start = time.perf_counter()
-    with (folder / "part.json").open(encoding="utf-8") as f:
+    with (folder / "data.json").open(encoding="utf-8") as f:
         loaded = json.load(f)
     chosen = [loaded[int(p * len(loaded))] for p in picks]
     assert len(chosen) == PICKED
@@ -117,6 +121,14 @@ def apart(name: str, folder: Path) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def json_share(n: int) -> int:
+    """How many of n records json.load is given: all of them, or what half of the free memory holds."""
+    free = next(
+        line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")
+    )
+    return min(n, int(free.split()[1]) * 1024 // 2 // JSON_RECORD)
+
+
 def write_list(path: Path, items: Iterator[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as f:
         for i, item in enumerate(items):
@@ -126,11 +138,12 @@ def write_list(path: Path, items: Iterator[dict[str, Any]]) -> None:
 
 def measure(n: int, folder: Path) -> dict[str, float]:
     """All figures, for n records."""
-    images, part = max(1, n // 90), min(n, JSON_MOST)
+    images, part = max(1, n // 90), json_share(n)
     write_images(folder / "images.tar", images)
     write_list(folder / "data.json", records(n, images))
-    write_list(folder / "part.json", itertools.islice(records(n, images), part))
     figures = {"records": n, "images": 9 * images, **apart("import", folder), **apart("open", folder)}
+    if part < n:
+        write_list(folder / "data.json", itertools.islice(records(n, images), part))
     loaded = apart("json", folder)
     base = loaded["json_before_mb"]
     figures["json_measured_records"] = part
