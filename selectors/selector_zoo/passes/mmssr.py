@@ -1,0 +1,216 @@
+"""The mmssr pass: what a trained scorer and styler say of every sample (mmSSR, arXiv 2503.13383).
+
+Fourteen questions about capabilities and one about styles are put to a LLaVA-OneVision; what they share is encoded
+once (`mmssr_model`). The questions are data (`selector_zoo.prompts`) and stand in the configuration as the texts
+they are, so that a key names words and never a file.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.api import FeaturePass, Pool, Record
+from harness.errors import HarnessError
+from selector_zoo.passes.forward import DECODERS, ahead, stored_dtype
+from selector_zoo.passes.mmssr_answers import PLACES, parse_score, parse_styles, style_mask, style_rank
+from selector_zoo.passes.mmssr_questions import Asked, Spelling, ask, queries
+from selector_zoo.prompts import CAPABILITIES, STYLES, load_pack
+
+if TYPE_CHECKING:
+    from selector_zoo.passes.mmssr_model import Sample
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class MmssrConfig:
+    """What is asked, and how a sample is put to the model."""
+
+    score: str = ""
+    """The question about a capability, with `{cap_keyword}` where its name goes; empty asks none."""
+    styles: str = ""
+    """The question about styles; empty asks none."""
+    clean: str = "prefix"
+    """`prefix` removes a leading "Question:"; `charset` is what the released inference does."""
+    image: str = "front"
+    """The picture stands in `front` of the text, as in training, or `inline`, as in the released inference."""
+    view: str = "tiles"
+    """`tiles` cuts pictures as training does; `squash` shows one view, squeezed to a square, as released."""
+    max_length: int = 12000
+    """Tokens of a prompt; longer ones are not asked."""
+    max_new_tokens: int = 64
+    """Tokens of an answer."""
+    dtype: str = "auto"
+    """`float32`, `bfloat16`, or what config.json says (`auto`; 16 bits as bfloat16)."""
+
+    def __post_init__(self) -> None:
+        for name, values in {"view": ("tiles", "squash"), "dtype": ("auto", "float32", "bfloat16")}.items():
+            if getattr(self, name) not in values:
+                raise HarnessError(f"mmssr: {name}={getattr(self, name)} is none of {', '.join(values)}.")
+        if not (self.score or self.styles):
+            raise HarnessError("mmssr: neither `score` nor `styles` has a question; give a prompt pack's.")
+        if self.score and "{cap_keyword}" not in self.score:
+            raise HarnessError("mmssr: the question `score` lacks {cap_keyword}.")
+        if min(self.max_length, self.max_new_tokens) < 1:
+            raise HarnessError("mmssr: max_length and max_new_tokens must be at least 1.")
+        _ = self.spelling
+
+    @property
+    def spelling(self) -> Spelling:
+        """How conversations are written out."""
+        return Spelling(clean=self.clean, image=self.image)
+
+
+def asking(pack: str, *, scores: bool = True, styles: bool = True, released: bool = False) -> dict[str, Any]:
+    """Settings that put a prompt pack's questions: as training here does, or as the released inference does.
+
+    Raises HarnessError for a pack that is not there or lacks a template.
+    """
+    words = load_pack(pack)
+    how = {"clean": "charset", "image": "inline", "view": "squash", "max_new_tokens": 1024} if released else {}
+    asked = {
+        "score": words.template("score") if scores else "",
+        "styles": words.template("styles") if styles else "",
+    }
+    return {**asked, **how}
+
+
+class MmssrPass(FeaturePass):
+    """Asks a scorer, a styler, or a model that is both."""
+
+    name = "mmssr"
+    version = 1
+    Config = MmssrConfig
+    tokens_at_once = 16384
+    """Tokens of one batch, padding included; changes nothing but speed and memory."""
+
+    def open(self) -> None:
+        """Load the model, its tokenizer and its image geometry."""
+        from selector_zoo.passes.mmssr_model import Answerer
+
+        folder, config = Path(self.context.model_path), self.config
+        dtype = stored_dtype(folder) if config.dtype == "auto" else config.dtype
+        self._answerer = Answerer.load(folder, dtype, self.context.device, config.max_new_tokens)
+
+    def run(self, pool: Pool, start: int, stop: int) -> tuple[Columns, list[str]]:
+        """Columns for positions [start, stop).
+
+        Where scores are asked for, `scores` (float32, (n, 14), 0 to 5 in the order of CAPABILITIES, NaN where the
+        answer was no such number). Where styles are, `styles` (uint16, (n,): bit i for STYLES[i], bit 9 for any
+        other, 0 where none) and `style_rank` (int8, (n, 10): place at which the style was named, -1 where not).
+        """
+        records = [pool.record(i) for i in range(start, stop)]
+        reasons = [""] * len(records)
+        asked: dict[int, Asked] = {}
+        for row, record in enumerate(records):
+            try:
+                asked[row] = self._ask(pool, start + row, record)
+            except HarnessError as e:
+                reasons[row] = f"bad_conversation: {e}"
+                continue
+            if asked[row].tokens > self.config.max_length:
+                reasons[row] = f"too_long: {asked.pop(row).tokens} tokens"
+        columns = self._empty(len(records))
+        workers = 1 if self.context.device == "cpu" else DECODERS
+        for samples, failed in ahead(partial(self._decode, pool, records, asked), self._batches(asked), workers):
+            for row, reason in failed.items():
+                reasons[row] = reason
+            for row, answers in zip(samples, self._told(list(samples.values())), strict=True):
+                reasons[row] = self._keep(columns, row, answers)
+        return columns, reasons
+
+    def _told(self, samples: list[Sample]) -> list[list[str]]:
+        return self._answerer(samples) if samples else []
+
+    def _ask(self, pool: Pool, position: int, record: Record) -> Asked:
+        from llava_train.tiles import image_tokens
+
+        config, seen = self.config, self._answerer
+        sizes = [(int(pool.column("height")[position]), int(pool.column("width")[position]))] * len(record.images)
+        if config.view == "squash":
+            tokens = [seen.geometry.lone_tokens] * len(sizes)
+        else:
+            tokens = image_tokens(sizes, seen.geometry)
+        return ask(seen.tokenizer, record, queries(config.score, config.styles), tokens, config.spelling)
+
+    def _batches(self, asked: dict[int, Asked]) -> list[list[int]]:
+        """Rows that go through the model together: the longest first, as many as the limit allows."""
+        longest = deque(sorted(asked, key=lambda row: -len(asked[row].prefix)))
+        batches: list[list[int]] = []
+        while longest:
+            first = asked[longest[0]]
+            size = max(1, self.tokens_at_once // (first.tokens + len(first.suffixes)))
+            batches.append([longest.popleft() for _ in range(min(size, len(longest)))])
+        return batches
+
+    def _decode(
+        self, pool: Pool, records: list[Record], asked: dict[int, Asked], rows: list[int]
+    ) -> tuple[dict[int, Sample], dict[int, str]]:
+        """Pictures of some rows; what goes into the model, and failures, by row."""
+        from llava_train.tiles import cut_sample, image_tokens
+        from selector_zoo.passes.mmssr_model import Sample
+
+        geometry = self._answerer.geometry
+        samples: dict[int, Sample] = {}
+        failed: dict[int, str] = {}
+        for row in rows:
+            try:
+                pictures = [pool.image(key) for key in records[row].images]
+            except (OSError, KeyError, ValueError) as e:
+                failed[row] = f"unusable_image: {e}"
+                continue
+            sizes = [(p.height, p.width) for p in pictures]
+            if self.config.view == "squash":
+                tiles = [squashed(p, geometry.tile) for p in pictures]
+            else:
+                tiles = cut_sample(pictures, geometry)
+                if sum(image_tokens(sizes, geometry)) != self._room(asked[row]):
+                    failed[row] = "unusable_image: its size changed after the import"
+                    continue
+            samples[row] = Sample(asked=asked[row], images=tiles, sizes=sizes)
+        return samples, failed
+
+    def _room(self, asked: Asked) -> int:
+        """Image tokens of a prompt."""
+        from llava_train.chat import specials
+
+        return int((asked.prefix == specials(self._answerer.tokenizer).image).sum())
+
+    def _empty(self, n: int) -> Columns:
+        """Columns in which nothing has been answered."""
+        columns: Columns = {}
+        if self.config.score:
+            columns["scores"] = np.full((n, len(CAPABILITIES)), np.nan, dtype=np.float32)
+        if self.config.styles:
+            columns["styles"] = np.zeros(n, dtype=np.uint16)
+            columns["style_rank"] = np.full((n, PLACES), -1, dtype=np.int8)
+        return columns
+
+    def _keep(self, columns: Columns, row: int, answers: list[str]) -> str:
+        """Write one sample's answers; why some are missing, or ""."""
+        lost = []
+        if self.config.score:
+            scores = [parse_score(text) for text in answers[: len(CAPABILITIES)]]
+            columns["scores"][row] = scores
+            lost += [f"{c} {t[:20]!r}" for c, t, s in zip(CAPABILITIES, answers, scores, strict=False) if s != s]
+        if self.config.styles:
+            named = parse_styles(answers[-1])
+            columns["styles"][row] = style_mask(named)
+            columns["style_rank"][row] = style_rank(named)
+            lost += [] if set(named) & set(STYLES) else [f"styles {answers[-1][:40]!r}"]
+        return f"unreadable_answer: {lost[0]}, {len(lost)} in all" if lost else ""
+
+
+def squashed(picture: Any, side: int) -> npt.NDArray[np.uint8]:
+    """One view of a whole picture, squeezed to a square; uint8 (1, 3, side, side)."""
+    from PIL import Image
+
+    small = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
+    return small.transpose(2, 0, 1)[None]
