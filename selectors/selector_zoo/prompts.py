@@ -48,7 +48,7 @@ STYLES: Final = (
     "chain-of-thought",
     "specified style",
 )
-"""The nine interaction styles of arXiv 2503.13383; style i is bit i of the column `styles`."""
+"""The nine interaction styles of arXiv 2503.13383, in the order the column `styles` numbers them."""
 
 SLOTS: Final[Mapping[str, tuple[str, ...]]] = {
     "score": ("cap_keyword",),

@@ -19,9 +19,7 @@ from selector_zoo.passes.mmssr_answers import (
     normal_styles,
     parse_score,
     parse_styles,
-    style_mask,
-    style_rank,
-    styles_of,
+    style_row,
 )
 from selector_zoo.passes.mmssr_model import Answerer, Sample
 from selector_zoo.passes.mmssr_questions import Asked, Spelling, ask, flattened, message, queries
@@ -156,7 +154,8 @@ def test_batches_and_shards_change_nothing(pool: Pool, feature: MmssrPass) -> No
     sharded = [feature.run(pool, a, b)[0] for a, b in pairwise((0, 5, 6, N))]
     assert reasons == reasons_alone
     assert whole["scores"].shape == (N, 14)
-    assert whole["styles"].dtype == np.uint16
+    assert whole["styles"].shape == (N, 10)
+    assert whole["styles"].dtype == np.int8
     for name, values in whole.items():
         assert alone[name].dtype == values.dtype
         np.testing.assert_array_equal(values, alone[name])
@@ -232,11 +231,9 @@ def test_scores_are_whole_numbers_from_0_to_5(text: str, score: float) -> None:
 def test_styles_are_read_in_order_and_once() -> None:
     told = parse_styles("Yes/No, chain-of-thought (step-by-step),yes/no , haiku,, riddle")
     assert told == ("yes/no", "chain-of-thought", "other")
-    assert style_mask(told) == (1 << 2) | (1 << 7) | (1 << 9)
-    assert style_rank(told).tolist() == [-1, -1, 0, -1, -1, -1, -1, 1, -1, 2]
-    assert styles_of(style_rank(told)) == told
-    assert parse_styles("") == () == styles_of(style_rank(()))
-    assert style_mask(()) == 0
+    assert style_row(told).tolist() == [2, 7, 9, *[-1] * 7]
+    assert style_row(parse_styles("")).tolist() == [-1] * 10
+    assert style_row((*STYLES, "other")).tolist() == list(range(10))
     assert normal_styles(STYLES) == STYLES
 
 
@@ -250,8 +247,7 @@ def test_what_cannot_be_asked_is_a_failure_by_name(tmp_path: Path, pool: Pool, f
     columns, reasons = short.run(pool, 0, 5)
     assert all(r.startswith("too_long: ") for r in reasons)
     assert np.isnan(columns["scores"]).all()
-    assert (columns["styles"] == 0).all()
-    assert (columns["style_rank"] == -1).all()
+    assert (columns["styles"] == -1).all()
     with PoolWriter(tmp_path / "p", "gone", image_root=tmp_path) as writer:
         (tmp_path / "0.png").write_bytes(png(0))
         assert writer.add(raw_record(0), lambda key: (tmp_path / key).read_bytes())
@@ -279,7 +275,7 @@ def test_unreadable_answers_are_counted_and_never_guessed(pool: Pool, feature: M
     )
     assert columns["scores"][0, :13].tolist() == [3.0] * 13
     assert np.isnan(columns["scores"][0, 13])
-    assert columns["styles"].tolist() == [1 << 9]
+    assert columns["styles"].tolist() == [[9, *[-1] * 9]]
 
 
 def test_memory_running_out_halves_a_batch(
@@ -303,13 +299,14 @@ def test_settings_come_from_a_pack() -> None:
     assert "{cap_keyword}" in own.score
     assert all(style in own.styles for style in STYLES)
     released = MmssrConfig(**asking("own", styles=False, released=True))
+    assert MmssrConfig() == own
     assert (released.styles, released.clean, released.image, released.view) == ("", "charset", "inline", "squash")
     assert IMAGE_TOKEN not in own.score + own.styles
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"score": ""}, {"score": "no slot"}, {"score": SCORE, "view": "x"}, {"score": SCORE, "clean": "x"},
+    [{"score": "no slot"}, {"score": SCORE, "view": "x"}, {"score": SCORE, "clean": "x"},
      {"score": SCORE, "image": "x"}, {"score": SCORE, "max_new_tokens": 0}],
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from harness.api import FeaturePass, Pool, Record
 from harness.errors import HarnessError
 from selector_zoo.passes.forward import DECODERS, ahead, stored_dtype
-from selector_zoo.passes.mmssr_answers import PLACES, parse_score, parse_styles, style_mask, style_rank
+from selector_zoo.passes.mmssr_answers import OTHER, parse_score, parse_styles, style_row
 from selector_zoo.passes.mmssr_questions import Asked, Spelling, ask, queries
-from selector_zoo.prompts import CAPABILITIES, STYLES, load_pack
+from selector_zoo.prompts import CAPABILITIES, OWN, STYLES, load_pack
 
 if TYPE_CHECKING:
     from selector_zoo.passes.mmssr_model import Sample
@@ -31,7 +31,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class MmssrConfig:
-    """What is asked, and how a sample is put to the model."""
+    """What is asked, and how a sample is put to the model; with neither question, both of the pack `own`."""
 
     score: str = ""
     """The question about a capability, with `{cap_keyword}` where its name goes; empty asks none."""
@@ -55,7 +55,8 @@ class MmssrConfig:
             if getattr(self, name) not in values:
                 raise HarnessError(f"mmssr: {name}={getattr(self, name)} is none of {', '.join(values)}.")
         if not (self.score or self.styles):
-            raise HarnessError("mmssr: neither `score` nor `styles` has a question; give a prompt pack's.")
+            for name, text in asking(OWN).items():
+                object.__setattr__(self, name, text)
         if self.score and "{cap_keyword}" not in self.score:
             raise HarnessError("mmssr: the question `score` lacks {cap_keyword}.")
         if min(self.max_length, self.max_new_tokens) < 1:
@@ -103,8 +104,8 @@ class MmssrPass(FeaturePass):
         """Columns for positions [start, stop).
 
         Where scores are asked for, `scores` (float32, (n, 14), 0 to 5 in the order of CAPABILITIES, NaN where the
-        answer was no such number). Where styles are, `styles` (uint16, (n,): bit i for STYLES[i], bit 9 for any
-        other, 0 where none) and `style_rank` (int8, (n, 10): place at which the style was named, -1 where not).
+        answer was no such number). Where styles are, `styles` (int8, (n, 10)): numbers of a sample's styles in
+        STYLES in the order they were named, 9 for any other, -1 in the places left over.
         """
         records = [pool.record(i) for i in range(start, stop)]
         reasons = [""] * len(records)
@@ -189,8 +190,7 @@ class MmssrPass(FeaturePass):
         if self.config.score:
             columns["scores"] = np.full((n, len(CAPABILITIES)), np.nan, dtype=np.float32)
         if self.config.styles:
-            columns["styles"] = np.zeros(n, dtype=np.uint16)
-            columns["style_rank"] = np.full((n, PLACES), -1, dtype=np.int8)
+            columns["styles"] = np.full((n, OTHER + 1), -1, dtype=np.int8)
         return columns
 
     def _keep(self, columns: Columns, row: int, answers: list[str]) -> str:
@@ -202,8 +202,7 @@ class MmssrPass(FeaturePass):
             lost += [f"{c} {t[:20]!r}" for c, t, s in zip(CAPABILITIES, answers, scores, strict=False) if s != s]
         if self.config.styles:
             named = parse_styles(answers[-1])
-            columns["styles"][row] = style_mask(named)
-            columns["style_rank"][row] = style_rank(named)
+            columns["styles"][row] = style_row(named)
             lost += [] if set(named) & set(STYLES) else [f"styles {answers[-1][:40]!r}"]
         return f"unreadable_answer: {lost[0]}, {len(lost)} in all" if lost else ""
 

@@ -13,8 +13,7 @@ from selector_zoo.prompts import STYLES
 
 TOP_SCORE: Final = 5
 OTHER: Final = len(STYLES)
-"""Bit of `styles` for a style that is none of the nine."""
-PLACES: Final = len(STYLES) + 1
+"""Number of any style that is none of the nine."""
 
 
 def parse_score(text: str) -> float:
@@ -37,24 +36,9 @@ def normal_styles(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label if label in STYLES else "other" for label in plain if label))
 
 
-def style_mask(styles: Iterable[str]) -> int:
-    """Bit i for style i of STYLES, bit 9 for any other; 0 where none is known."""
-    return sum({1 << _place(style) for style in styles})
-
-
-def style_rank(styles: Iterable[str]) -> npt.NDArray[np.int8]:
-    """At which place each style (and, last, any other) is named, from 0; -1 where it is not; (10,)."""
-    ranks = np.full(PLACES, -1, dtype=np.int8)
+def style_row(styles: Iterable[str]) -> npt.NDArray[np.int8]:
+    """Numbers of styles in STYLES in the order given, 9 for any other, -1 in the places left over; (10,)."""
+    row = np.full(OTHER + 1, -1, dtype=np.int8)
     for at, style in enumerate(styles):
-        ranks[_place(style)] = at
-    return ranks
-
-
-def styles_of(ranks: npt.NDArray[np.int8]) -> tuple[str, ...]:
-    """The styles of a row of `style_rank`, in the order they were named."""
-    named = sorted((int(rank), place) for place, rank in enumerate(ranks) if rank >= 0)
-    return tuple((*STYLES, "other")[place] for _, place in named)
-
-
-def _place(style: str) -> int:
-    return STYLES.index(style) if style in STYLES else OTHER
+        row[at] = STYLES.index(style) if style in STYLES else OTHER
+    return row

@@ -1,7 +1,7 @@
 """How a sample is put to a scorer or styler: its conversation in one text, then the question about it.
 
-As arXiv 2503.13383 and its released inference have it: one line a turn, `Question: ... Answer: ...`, then the query,
-all in one user message.
+As arXiv 2503.13383 and its released inference have it: one line a turn, `Question: ... Answer: ...`, then the
+query, all in one user message.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Spelling:
 
 
 def queries(score: str, styles: str) -> list[str]:
-    """What one sample is asked: fourteen questions about capabilities, one about styles; none where a text is empty."""
+    """Fourteen questions about capabilities and one about styles; none of a kind whose text is empty."""
     asked = [fill(score, cap_keyword=capability) for capability in CAPABILITIES] if score else []
     return [*asked, styles] if styles else asked
 
