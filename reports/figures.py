@@ -41,7 +41,7 @@ _STYLE: Final[Mapping[str, Any]] = {
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
     with mpl.rc_context():
         mpl.rcParams.update(mpl.rcParamsDefault)
         mpl.rcParams.update(_STYLE)
@@ -53,7 +53,7 @@ def budget_curves(summary: BackboneSummary, titles: Mapping[str, str]) -> Figure
     drawn = [c for c in summary.curves if c.curve.values.size]
     if not drawn or max(c.curve.values.size for c in drawn) < 2:
         return None
-    with _styled():
+    with styled():
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.axhline(100, color="#000000", lw=0.8, ls=":")
@@ -114,7 +114,7 @@ def forest(summary: BackboneSummary, titles: Mapping[str, str], smallest: float)
     names = list(dict.fromkeys(m.group.method for p in panels for m in p if m.group.method not in (RANDOM, FULL)))
     if not names:
         return None
-    with _styled():
+    with styled():
         height = 1.1 + 0.26 * len(names)
         figure = Figure(figsize=(7.2, height), layout="constrained")
         grid = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]

@@ -50,7 +50,8 @@ def print_table(table: Table, console: Console) -> None:
             console.print(Text(block.title, style="bold"))
         for grid in _fitting(table, block, plain, console, range(len(table.columns))):
             console.print(grid)
-    for text in (table.caption, *table.notes, _KEY if plain else "", *table.footnotes):
+    marked = any(cell.marks for row in table.rows for cell in row.cells)
+    for text in (table.caption, *table.notes, _KEY if plain and marked else "", *table.footnotes):
         if text:
             console.print(Text(text, style="dim"))
 
