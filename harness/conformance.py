@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import inspect
 import subprocess
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from harness.conformance_world import Trial, World
+from harness.docstrings import field_docs
 from harness.errors import HarnessError
 from harness.keys import canonical
 from harness.registry import Plugin, register_file, selector, selector_spec
@@ -120,30 +119,14 @@ def documents_its_settings(plugin: Plugin) -> None:
         raise Broken(f"a default is no plain value ({e}): use numbers, strings, booleans and lists.") from None
     if (config.__doc__ or "").startswith(f"{config.__name__}("):
         raise Broken(f"{config.__name__} has no docstring: say in one sentence what its settings are about.")
-    bare = undocumented(config)
+    docs = field_docs(config)
+    bare = [f.name for f in dataclasses.fields(config) if f.name not in docs]
     if bare:
         raise Broken(f"setting {', '.join(bare)} is not explained: put a string under its line.")
 
 
 def _has_default(f: dataclasses.Field[Any]) -> bool:
     return f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
-
-
-def undocumented(config: type) -> list[str]:
-    """Names of a dataclass's own fields that no string follows in its source."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
-    assert isinstance(tree, ast.ClassDef)
-    followed = zip(tree.body, [*tree.body[1:], None], strict=True)
-    return [
-        node.target.id
-        for node, after in followed
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not _is_text(after)
-    ]
-
-
-def _is_text(node: ast.stmt | None) -> bool:
-    value = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def sizes(world: World) -> list[int]:
