@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from harness.keys import mix64
 from harness.pool import Pool, Record
-from harness.types import Json, PassRef
+from harness.types import Json, PassRef, WarmUp
 
 __all__ = [
     "Columns",
@@ -25,6 +25,7 @@ __all__ = [
     "Scores",
     "Selection",
     "Selector",
+    "WarmUp",
     "ranked",
 ]
 
@@ -100,6 +101,8 @@ class PassContext:
     model_path: str
     """Folder of the model the pass was resolved to; empty where it needs none."""
     device: str = "cpu"
+    adapter_path: str = ""
+    """Folder of the adapters that are merged into the model, with their Adam moments; empty where it has none."""
 
 
 class FeaturePass(ABC):

@@ -70,16 +70,23 @@ class World:
 
         pool = open_pool(ensure_pool(n, 0, folder / "world"))
         for ref in make_selector(spec).needs():
-            measure(ref, pool, folder)
+            measure(ref, _pass_pool(ref, pool), folder)
         return cls(folder=folder, spec=spec, pool=pool)
 
     def trial(self, positions: Sequence[int] | None = None) -> Trial:
         """The selector on the whole pool, or on a pool of these of its samples in this order."""
         made = make_selector(self.spec)
-        columns = {ref.label: read_columns(columns_folder(self.folder, self.pool, ref)) for ref in made.needs()}
+        columns = {
+            ref.label: read_columns(columns_folder(self.folder, _pass_pool(ref, self.pool), ref))
+            for ref in made.needs()
+        }
         if positions is None:
             return Trial(made, self.pool, columns)
-        picked = {label: _rows(table, np.asarray(positions)) for label, table in columns.items()}
+        own = {ref.label for ref in made.needs() if not ref.pool}
+        picked = {
+            label: _rows(table, np.asarray(positions)) if label in own else table
+            for label, table in columns.items()
+        }
         return Trial(made, self._copy(tuple(positions)), picked)
 
     def elsewhere(self, n: int, seed: int) -> list[str]:
@@ -129,6 +136,10 @@ def copy_pool(pool: Pool, positions: Sequence[int], path: Path) -> Pool:
                 raw["image"] = list(record.images)
             writer.add(raw, pool.image_bytes)
     return writer.pool()
+
+
+def _pass_pool(ref: PassRef, pool: Pool) -> Pool:
+    return open_pool(ref.pool) if ref.pool else pool
 
 
 def columns_folder(folder: Path, pool: Pool, ref: PassRef) -> Path:

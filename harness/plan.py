@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from harness.api import Selector
 from harness.benchmarks import Benchmark
-from harness.cells import Cell, cell_key
-from harness.errors import HarnessError
+from harness.cells import Cell, canonical_cell, cell_key
+from harness.errors import HarnessError, unknown_name
 from harness.evalspec import eval_spec
 from harness.keys import plain, stage_key
 from harness.models import backbone as read_backbone
+from harness.pool import Pool, open_pool
 from harness.registry import configured, feature_pass, make_selector, selector_spec
-from harness.types import Budget, Json, PassRef, Stage, TrainSpec
+from harness.types import Budget, Json, PassRef, Stage, TrainSpec, WarmUp
 
 VERSIONS: Mapping[str, int] = {"features": 1, "score": 1, "select": 1, "train": 1, "evaluate": 1, "judge": 1}
 """Raised when what a stage kind computes changes; part of every key."""
 
-WARM_BUDGET = Budget(fraction=Fraction(1, 20))
 SHARD = 4096
 
 
@@ -129,24 +128,25 @@ def _add_selection(plan: Plan, cell: Cell) -> str:
 def _add_pass(plan: Plan, cell: Cell, ref: PassRef) -> str:
     """A feature pass on the model its alias means; `warm` brings the train stage it depends on."""
     plugin = feature_pass(ref.name)
+    pool = _pass_pool(cell, ref)
     config = plain(configured(plugin.cls, ref.config))
     params: dict[str, Json] = {
         "pass": ref.name,
         "distribution": plugin.distribution,
         "pass_version": plugin.cls.version,
         "config": config,
-        "pool": cell.pool.digest,
+        "pool": pool.digest,
     }
-    settings: dict[str, Json] = {"pool_path": cell.pool.path, "model_path": "", "shard": plan.shard}
+    settings: dict[str, Json] = {"pool_path": pool.path, "model_path": "", "shard": plan.shard}
     inputs: dict[str, str] = {}
     if ref.model == "warm":
-        inputs["train.model"] = _add_warm_up(plan, cell)
+        inputs["train.model"] = _add_warm_up(plan, cell, ref.warm_up)
     elif ref.model:
         model = cell.backbone if ref.model == "mid" else read_backbone(ref.label, *_pinned(ref.model))
         params["model"] = getattr(model, "processor" if plugin.cls.identity == "processor" else "revision")
         settings["model_path"] = model.path
     on = {"mid": f"/{cell.backbone.name}", "warm": f"/{cell.backbone.name}/warm"}.get(ref.model, "")
-    label = f"{ref.name}/{cell.pool.name}{on}"
+    label = f"{ref.name}/{pool.name}{on}"
     return plan.add(
         Stage(
             kind="features",
@@ -159,22 +159,38 @@ def _add_pass(plan: Plan, cell: Cell, ref: PassRef) -> str:
     )
 
 
+def _pass_pool(cell: Cell, ref: PassRef) -> Pool:
+    """The pool a pass runs over: the one of the cell, or another one the selector brings."""
+    return open_pool(ref.pool) if ref.pool else cell.pool
+
+
 def _pinned(model: str) -> tuple[str, str]:
     """Split `org/name@commit` into its parts; a folder or `miniworld:NAME` has no commit."""
     path, _, revision = model.partition("@")
     return path, revision
 
 
-def _add_warm_up(plan: Plan, cell: Cell) -> str:
-    """The warm-up checkpoint of gradient methods: SFT on a small random subset, never of the cell's own seed."""
+def _add_warm_up(plan: Plan, cell: Cell, warm_up: WarmUp) -> str:
+    """The warm-up checkpoint of gradient methods: SFT on a small random subset, never of the cell's own seed.
+
+    Raises HarnessError for a field that recipes do not have.
+    """
+    known = [f.name for f in fields(TrainSpec)]
+    for name in warm_up.recipe:
+        if name not in known:
+            raise unknown_name("field of a warm-up's recipe", name, known)
+    changes: Mapping[str, Any] = warm_up.recipe
     warm = replace(
         cell,
         selector=selector_spec("random", {}),
-        budget=WARM_BUDGET,
+        budget=Budget.parse(warm_up.budget),
         seed=0,
-        recipe=replace(cell.recipe, seed=0),
+        recipe=replace(cell.recipe, **changes, seed=0),
     )
-    return _add_train(plan, warm, _add_selection(plan, warm), warm.recipe, f"warm-up/{cell.backbone.name}")
+    # A warm-up on everything is the run on everything.
+    warm = canonical_cell(warm)
+    label = f"warm-up{'-lora' if warm.recipe.lora_rank else ''}/{cell.backbone.name}"
+    return _add_train(plan, warm, _add_selection(plan, warm), warm.recipe, label)
 
 
 def _add_train(plan: Plan, cell: Cell, select: str, recipe: TrainSpec, label: str) -> str:

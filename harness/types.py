@@ -97,6 +97,18 @@ class SelectorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUp:
+    """How the checkpoint that `warm` means is trained: on a random part of the pool, of seed 0.
+
+    Passes that ask for the same warm-up share its train stage, whichever selectors they belong to.
+    """
+
+    budget: str = "5%"
+    recipe: Mapping[str, Json] = field(default_factory=dict)
+    """Fields of `TrainSpec` in which it differs from the recipe of the cell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassRef:
     """A feature pass that a selector needs: which one, on which model, with which settings.
 
@@ -110,6 +122,10 @@ class PassRef:
     config: Mapping[str, Json] = field(default_factory=dict)
     alias: str = ""
     """Name under which the selector finds the columns; the pass name where empty."""
+    pool: str = ""
+    """Folder of another pool to run over, such as samples of target tasks; the pool of the cell where empty."""
+    warm_up: WarmUp = field(default_factory=WarmUp)
+    """What `warm` means; without meaning for other models."""
 
     @property
     def label(self) -> str:
@@ -161,6 +177,13 @@ class TrainSpec:
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     fixed_steps: int = 0
     """Optimiser steps irrespective of budget; 0 trains by epochs as the papers do."""
+    lora_rank: int = field(default=0, metadata=OMIT_DEFAULT)
+    """Rank of adapters on the language model, which alone are trained then; 0 trains the weights themselves."""
+    lora_alpha: int = field(default=256, metadata=OMIT_DEFAULT)
+    """An adapter's output is scaled by `lora_alpha / lora_rank`."""
+    lora_dropout: float = field(default=0.05, metadata=OMIT_DEFAULT)
+    lora_targets: Literal["attention", "linear"] = field(default="linear", metadata=OMIT_DEFAULT)
+    """Linear maps that get adapters: the four of attention, or those of the feed-forward blocks as well."""
     seed: int = 0
     zero_stage: Literal[1, 2, 3] = field(default=1, metadata=NOT_IN_KEY)
     pack_tokens: int = field(default=12288, metadata=NOT_IN_KEY)
@@ -177,6 +200,13 @@ class TrainSpec:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise HarnessError(f"recipe: {name}={value} must be a finite number of at least 0.")
+        if self.lora_rank < 0 or self.lora_alpha < 1 or not 0 <= self.lora_dropout < 1:
+            raise HarnessError(
+                f"recipe: lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha} and "
+                f"lora_dropout={self.lora_dropout} must be at least 0, at least 1, and in [0, 1)."
+            )
+        if self.lora_targets not in ("attention", "linear"):
+            raise HarnessError(f"recipe: lora_targets={self.lora_targets} is none of attention, linear.")
         if self.epochs == 0 and self.fixed_steps == 0:
             raise HarnessError("recipe: epochs=0 and fixed_steps=0 train nothing; set one of them.")
         if self.global_batch % self.nominal_micro_batch:

@@ -12,7 +12,9 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor, nn
 
+from harness.keys import seed64
 from harness.types import TrainSpec
+from llava_train.lora import Moments
 from llava_train.model import Losses, PackedModel
 from llava_train.packs import Pack
 from llava_train.world import World
@@ -146,6 +148,16 @@ class Engine:
         state: dict[str, Tensor] = self.model.model.state_dict()
         return state
 
+    def moments(self) -> dict[str, Moments]:
+        """Adam's moments by parameter name in memory; whole on every rank, gathered by all together."""
+        from deepspeed.utils import safe_get_full_optimizer_state as whole
+
+        return {
+            name: Moments(first=whole(parameter, "exp_avg"), second=whole(parameter, "exp_avg_sq"))
+            for name, parameter in self.model.model.named_parameters()
+            if parameter.requires_grad
+        }
+
     def step(self, step: int, packs: Sequence[Pack], batch: int = 0) -> StepResult:
         """Run this rank's packs of one global batch and update the weights once.
 
@@ -153,6 +165,8 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.steps, group["peak"], self.spec)
+        if self.spec.lora_rank:  # dropout as a function of the step: a run that goes on draws what it would have
+            torch.manual_seed(seed64("dropout", self.spec.seed, step, self.world.rank) % 2**63)
         sums = torch.tensor([0, 0, 0, batch], dtype=torch.float64, device=self.world.device)
         for pack in packs:
             losses = self.deepspeed(pack.to(self.world.device))

@@ -20,7 +20,7 @@ from harness.errors import HarnessError
 from harness.keys import digest, seed64
 from harness.pool import Pool
 from harness.types import TrainSpec
-from llava_train import checkpoint
+from llava_train import checkpoint, lora
 from llava_train.cost import ModelCost
 from llava_train.engine import Engine, StepResult
 from llava_train.loader import Loader, Work
@@ -49,7 +49,7 @@ class TrainRequest:
     """Pool positions of the selection; their order does not matter."""
     backbone_path: str
     out: Path
-    """Gets model/, train_log.jsonl and report.json when the run is done."""
+    """Gets model/ (and adapter/ where adapters were trained), train_log.jsonl and report.json in the end."""
     partial: Path
     """Keeps what is needed to continue; survives failures."""
     threads: int = 1
@@ -135,6 +135,8 @@ class _Run:
         self.batches = batches(request.pool.column("uid_hash64")[positions], spec)
         model = load_backbone(request.backbone_path, spec.dtype, spec.attention)
         self.loader = make_loader(request, model.config, world, positions, self.batches)
+        if spec.lora_rank:
+            lora.attach(model, spec)
         packed = PackedModel(model, gradient_checkpointing=spec.gradient_checkpointing)
         self.engine = Engine(packed, spec, len(self.batches), world)
         log.info("%d samples, %d steps, %s", len(positions), len(self.batches), self.engine.describe())
@@ -216,8 +218,12 @@ class _Run:
         request = self.request
         self.heartbeat.beat(len(self.batches), "export")
         state = self.engine.state()
+        moments = self.engine.moments() if request.spec.lora_rank else {}
         if not self.world.leads:
             return self._report([], start)
+        if request.spec.lora_rank:
+            lora.save(state, moments, request.spec, request.out / "adapter")
+            state = lora.merged(state, request.spec)
         export(state, Path(request.backbone_path), request.out / "model", request.spec.dtype)
         rows = read_journal(request.partial / JOURNAL)
         report = self._report(rows, start)

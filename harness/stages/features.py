@@ -44,14 +44,22 @@ def _opened(context: StageContext) -> FeaturePass:
     config = params["config"]
     assert isinstance(config, dict)
     plugin = feature_pass(str(params["pass"]))
-    path = str(context.stage.settings["model_path"])
-    if "train.model" in context.stage.inputs:
-        path = str(context.input("train.model") / "model")
-    made: FeaturePass = plugin.cls(
-        configured(plugin.cls, config), PassContext(model_path=path, device=context.device)
-    )
+    made: FeaturePass = plugin.cls(configured(plugin.cls, config), _pass_context(context))
     made.open()
     return made
+
+
+def _pass_context(context: StageContext) -> PassContext:
+    """The model of a pass: a folder as it was resolved, or what a train stage left."""
+    if "train.model" not in context.stage.inputs:
+        return PassContext(model_path=str(context.stage.settings["model_path"]), device=context.device)
+    trained = context.input("train.model")
+    adapter = trained / "adapter"
+    return PassContext(
+        model_path=str(trained / "model"),
+        device=context.device,
+        adapter_path=str(adapter) if adapter.is_dir() else "",
+    )
 
 
 def _write_shard(file: Path, columns: Shard, reasons: list[str], *, rows: int) -> None:

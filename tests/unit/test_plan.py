@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from harness.errors import HarnessError
 from harness.keys import stage_key
 from harness.plan import Plan, make_plan
 from harness.registry import Plugin, selector_spec
-from harness.types import Backbone, Budget, TrainSpec
+from harness.types import Backbone, Budget, TrainSpec, WarmUp
 from tests.support import write_pool
 
 TINY = Backbone(name="tiny", path="nowhere", revision="r1", processor="p1")
@@ -169,6 +170,64 @@ def test_a_pass_may_need_a_train_stage(cell: Cell, monkeypatch: pytest.MonkeyPat
     assert order[:3] == ["select", "train", "features"]
     features = next(s for s in plan.stages.values() if s.kind == "features")
     assert plan.stages[features.inputs["train.model"]].label == "warm-up/tiny/train"
+
+
+def planned(cell: Cell, monkeypatch: pytest.MonkeyPatch, *refs: PassRef) -> Plan:
+    """The plan of cells of which each needs one of these passes."""
+    warm = Plugin(name="warm_pass", distribution="t", cls=WarmPass)
+    monkeypatch.setattr("harness.plan.feature_pass", lambda name: warm)
+    cells = []
+    for i, ref in enumerate(refs):
+        made = type(f"Needs{i}", (NeedsWarm,), {"name": f"needs{i}", "needs": lambda self, ref=ref: (ref,)})
+        monkeypatch.setitem(registry._BY_PATH, f"needs{i}", Plugin(name=f"needs{i}", distribution="t", cls=made))
+        cells.append(replace(cell, selector=selector_spec(f"needs{i}", {})))
+    return make_plan(cells)
+
+
+def warm_ups(plan: Plan) -> list[Any]:
+    return [s.params["recipe"] for s in plan.stages.values() if s.label.startswith("warm-up")]
+
+
+def test_equal_warm_ups_are_one_train_stage_and_others_their_own(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methods that ask for the same adapters share them; one with a recipe of its own trains its own."""
+    lora = WarmUp(recipe={"lora_rank": 8, "learning_rate": 2e-4})
+    shared = [PassRef(name="warm_pass", model="warm", warm_up=lora, alias=alias) for alias in ("a", "b")]
+    assert len(warm_ups(planned(cell, monkeypatch, *shared))) == 1
+    strict = replace(shared[0], warm_up=WarmUp(recipe={"lora_rank": 16}))
+    large = replace(shared[0], warm_up=replace(lora, budget="20%"))
+    plain = PassRef(name="warm_pass", model="warm")
+    found = warm_ups(planned(cell, monkeypatch, *shared, strict, large, plain))
+    assert [(r.get("lora_rank", 0), r["learning_rate"]) for r in found] == [
+        (8, 2e-4),
+        (16, cell.recipe.learning_rate),
+        (8, 2e-4),
+        (0, cell.recipe.learning_rate),
+    ]
+    assert {r["global_batch"] for r in found} == {8}
+
+
+def test_a_warm_up_of_unknown_fields_is_refused(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = PassRef(name="warm_pass", model="warm", warm_up=WarmUp(recipe={"lora_rang": 8}))
+    with pytest.raises(HarnessError, match="lora_rank"):
+        planned(cell, monkeypatch, wrong)
+
+
+def test_a_pass_may_run_over_another_pool(cell: Cell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Target tasks: the same checkpoint, other samples."""
+    targets = write_pool(tmp_path / "targets", 7)
+    ref = PassRef(name="warm_pass", model="warm")
+    plan = planned(cell, monkeypatch, ref, replace(ref, alias="targets", pool=targets.path))
+    own, other = [s for s in plan.stages.values() if s.kind == "features"]
+    assert (own.params["pool"], other.params["pool"]) == (cell.pool.digest, targets.digest)
+    assert (own.settings["pool_path"], other.settings["pool_path"]) == (cell.pool.path, targets.path)
+    assert own.inputs == other.inputs
+
+
+def test_recipes_of_before_there_were_adapters_keep_their_keys(cell: Cell) -> None:
+    recipes = [s.params["recipe"] for s in make_plan([cell]).stages.values() if s.kind == "train"]
+    assert not [name for r in recipes for name in r if name.startswith("lora")]  # type: ignore[union-attr]
 
 
 def test_a_budget_that_keeps_nothing_is_refused_before_anything_runs(cell: Cell) -> None:
