@@ -27,6 +27,7 @@ PRELOAD: Mapping[str, tuple[str, ...]] = {
 
 FLAVOUR: Mapping[str, str] = {
     "features": "train",
+    "lessons": "light",
     "score": "light",
     "select": "light",
     "train": "train",
@@ -34,6 +35,16 @@ FLAVOUR: Mapping[str, str] = {
     "judge": "evaluate",
 }
 """The fork server each stage kind runs in."""
+
+
+QUIET: Mapping[str, str] = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers draws a bar for every model it loads, too
+    "DEEPSPEED_LOG_LEVEL": "error",
+    "PYTHONWARNINGS": "ignore",
+}
+"""What keeps libraries from talking; most of them look once, when they are imported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +130,7 @@ def quiet_environment(threads: int, device: str) -> dict[str, str]:
     env = dict(os.environ)
     env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = env["OPENBLAS_NUM_THREADS"] = str(threads)
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling the libraries anew costs every server ten seconds
-    env.setdefault("TOKENIZERS_PARALLELISM", "false")
-    env.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    env.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-    env.setdefault("PYTHONWARNINGS", "ignore")
+    env = {**QUIET, **env}
     if device == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
     bin_dir = str(Path(sys.executable).parent)  # ninja lives here when the environment is not activated

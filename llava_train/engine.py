@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -194,6 +195,8 @@ def _sums(losses: Losses) -> Tensor:
 
 def import_deepspeed() -> Any:
     """DeepSpeed, quiet, and without what it would build or compile for features nobody uses here."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it looks around, and warns that it found no other
     import deepspeed
     from deepspeed.runtime import compiler
 
