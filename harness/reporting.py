@@ -11,6 +11,8 @@ from harness.errors import HarnessError
 from harness.provenance import code_revision, package_versions
 from harness.store import Store
 from reports.build import ReportMeta, build_report, summarise_report
+from reports.cost import device
+from reports.cost_table import cost_table
 from reports.main_table import main_table
 from reports.published_report import published_report
 from reports.records import Records, read_sweep
@@ -55,12 +57,21 @@ def show_table(store: Store, name: str, console: Console) -> None:
     print_table(main_table(records.scores, records.suite), console)
 
 
+def show_cost(store: Store, name: str, console: Console) -> None:
+    """Print what the cells of a sweep have cost; nothing before any of them has run."""
+    records = read_sweep(store, name)
+    report = summarise_report(records.scores, records.cells, records.suite, _meta(records))
+    if sum(line.total for line in report.costs):
+        print_table(cost_table(report.costs, device(report.cells), report.meta.titles), console)
+
+
 def print_report(store: Store, name: str, form: Format, out: Path | None, console: Console) -> int:
     """Print a sweep's table in some format, and write the whole report where a folder is given."""
     if out is not None:
         console.print(f"Report: {write_report(store, name, out) / 'index.html'}", highlight=False, soft_wrap=True)
     if form == "terminal":
         show_table(store, name, console)
+        show_cost(store, name, console)
     else:
         records = read_sweep(store, name)
         report = summarise_report(records.scores, records.cells, records.suite, _meta(records))

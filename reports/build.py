@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from harness.benchmarks import Suite
 from harness.types import Json
-from reports.cost import CostLine, cost_lines
+from reports.cost import CostLine, cost_lines, device
+from reports.cost_table import cost_csv, cost_table
 from reports.export import as_json, cost_json
 from reports.main_table import TableOptions, table_of
 from reports.render import render
@@ -74,7 +75,7 @@ class Report:
 def build_report(
     rows: Sequence[ScoreRow], cells: Sequence[CellRow], suite: Suite, out: Path, meta: ReportMeta
 ) -> Report:
-    """Write table.{md,tex,csv}, report.json, index.html and figures/ to `out` and return what they say.
+    """Write table.{md,tex,csv}, cost.{md,csv}, report.json, index.html and figures/ to `out`; return the report.
 
     The tables depend on rows, suite and the choices in `meta` alone, to the byte; report.json too, apart from its
     keys `cost` and `created`. Without `cells` the status of each cell is taken from its scores.
@@ -89,6 +90,9 @@ def build_report(
         "table.csv": render(report.table, "csv"),
         "report.json": json.dumps(report_json(report), indent=1, sort_keys=True, allow_nan=False) + "\n",
     }
+    if report.costs:
+        texts["cost.md"] = render(cost_table(report.costs, device(report.cells), meta.titles), "md")
+        texts["cost.csv"] = cost_csv(report.costs, device(report.cells))
     drawings = drawings_of(report)
     texts["index.html"] = page(report, drawings, {n: t for n, t in texts.items() if n.startswith("table.")})
     for name, text in texts.items():

@@ -9,16 +9,41 @@ from typing import Final, Literal
 
 from harness.types import Cost
 from reports.curves import at_budget
-from reports.rows import FULL, RANDOM, CellRow, Part, budget_order
+from reports.rows import FULL, RANDOM, CellRow, Part, StageUse, budget_order
 from reports.summary import BackboneSummary
 
-Unit = Literal["gpu_s", "wall_s"]
+Device = Literal["GPU", "CPU-device", "GPU and CPU-device"]
 PARTS: Final[tuple[Part, ...]] = ("select", "train", "eval")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CellCost:
+    """Device-seconds of one cell, or of several in the mean.
+
+    `full` figures count every stage a cell rests on as if it were the cell's alone; in shared ones each stage is
+    divided by the number of cells that rest on it.
+    """
+
+    select: float
+    select_shared: float
+    train: float
+    train_shared: float
+    eval: float
+    peak_rss_gb: float = 0.0
+    """The most memory a stage took."""
+
+    @property
+    def full(self) -> float:
+        return self.select + self.train + self.eval
+
+    @property
+    def shared(self) -> float:
+        return self.select_shared + self.train_shared + self.eval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CostLine:
-    """Mean seconds per cell of one method at one budget on one backbone.
+    """Mean device-seconds per cell of one method at one budget on one backbone.
 
     `select` counts a cell's selection stages in full, `select_shared` divides each by the cells that use it.
     Budgets and comparisons are about selection and training; evaluation is the same for everyone.
@@ -32,6 +57,11 @@ class CostLine:
     select_shared: float
     train: float
     eval: float
+    total: float
+    """Selection in full, training and evaluation."""
+    total_shared: float
+    """The same with every stage divided by the cells that use it."""
+    peak_rss_gb: float
     saved: float | None
     """Share of the full run's training saved, the whole selection paid: 1 - (select + train) / full."""
     break_even: float | None
@@ -42,30 +72,73 @@ class CostLine:
     """REL points over random at that budget."""
 
 
-def unit(cells: Iterable[CellRow]) -> Unit:
-    """GPU seconds where any stage used a GPU, wall-clock seconds otherwise."""
-    return "gpu_s" if any(s.cost.gpu_s > 0 for c in cells for s in c.stages) else "wall_s"
+def device_seconds(cost: Cost) -> float:
+    """Seconds for which a stage held devices, times their number.
+
+    A stage without a GPU holds one CPU-device, a slot of the executor with its fixed number of threads.
+    """
+    return cost.gpu_s or cost.wall_s
+
+
+def device(cells: Iterable[CellRow]) -> Device:
+    """What the device-seconds of some cells are seconds of."""
+    found = {s.cost.gpu_s > 0 for c in cells for s in c.stages if device_seconds(s.cost)}
+    return "GPU" if found == {True} else "GPU and CPU-device" if True in found else "CPU-device"
 
 
 def total(cells: Iterable[CellRow]) -> dict[Part, Cost]:
-    """What all cells together cost by part, a shared stage counted once."""
-    stages = {s.key: s for c in cells for s in c.stages}.values()
-    return {part: sum((s.cost for s in stages if s.part == part), Cost()) for part in PARTS}
+    """What all cells together cost by part, a shared stage counted once.
+
+    A training that is one cell's own and another one's warm-up counts as training.
+    """
+    once = _once(cells)
+    return {part: sum((s.cost for s in once if s.part == part), Cost()) for part in PARTS}
+
+
+def total_seconds(cells: Iterable[CellRow]) -> dict[Part, float]:
+    """The same in device-seconds."""
+    once = _once(cells)
+    return {part: sum(device_seconds(s.cost) for s in once if s.part == part) for part in PARTS}
+
+
+def _once(cells: Iterable[CellRow]) -> list[StageUse]:
+    stages = sorted((s for c in cells for s in c.stages), key=lambda s: s.part == "train")
+    return list({s.key: s for s in stages}.values())
+
+
+def sharers(cells: Iterable[CellRow]) -> Counter[str]:
+    """Number of cells that rest on each stage, by its key."""
+    return Counter(key for c in cells for key in {s.key for s in c.stages})
+
+
+def cell_cost(cell: CellRow, users: Mapping[str, int]) -> CellCost:
+    """What one cell cost, given how many cells use each stage."""
+    full, shared = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+    for s in cell.stages:
+        full[s.part] += device_seconds(s.cost)
+        shared[s.part] += device_seconds(s.cost) / users[s.key]
+    return CellCost(
+        select=full["select"],
+        select_shared=shared["select"],
+        train=full["train"],
+        train_shared=shared["train"],
+        eval=full["eval"],
+        peak_rss_gb=cell.cost().peak_rss_gb,
+    )
 
 
 def cost_lines(cells: Sequence[CellRow], summaries: Sequence[BackboneSummary]) -> list[CostLine]:
     """One line per method, budget and backbone, in table order."""
-    measure = unit(cells)
-    sharers = Counter(key for c in cells for key in {s.key for s in c.stages})
+    users = sharers(cells)
     groups: dict[tuple[str, str, str], list[CellRow]] = {}
     for cell in sorted(cells, key=_table_order):
         if cell.stages:
             groups.setdefault((cell.backbone, cell.budget, cell.method), []).append(cell)
-    full = {backbone: _mean(cs, "train", measure) for (backbone, _, m), cs in groups.items() if m == FULL}
+    means = {where: _mean([cell_cost(c, users) for c in group]) for where, group in groups.items()}
+    full = {backbone: means[backbone, budget, m].train for backbone, budget, m in groups if m == FULL}
     by_name = {s.grid.backbone: s for s in summaries}
     return [
-        _line(group, sharers, measure, full.get(group[0].backbone), by_name.get(group[0].backbone))
-        for group in groups.values()
+        _line(group, means[where], full.get(where[0]), by_name.get(where[0])) for where, group in groups.items()
     ]
 
 
@@ -74,31 +147,36 @@ def _table_order(cell: CellRow) -> tuple[str, bool, tuple[float, float, str], bo
     return cell.backbone, cell.method == FULL, size, cell.method != RANDOM, cell.method, cell.seed or 0
 
 
-def _line(
-    group: list[CellRow],
-    sharers: Mapping[str, int],
-    measure: Unit,
-    full: float | None,
-    summary: BackboneSummary | None,
-) -> CostLine:
+def _mean(costs: Sequence[CellCost]) -> CellCost:
+    n = len(costs)
+    return CellCost(
+        select=sum(c.select for c in costs) / n,
+        select_shared=sum(c.select_shared for c in costs) / n,
+        train=sum(c.train for c in costs) / n,
+        train_shared=sum(c.train_shared for c in costs) / n,
+        eval=sum(c.eval for c in costs) / n,
+        peak_rss_gb=max(c.peak_rss_gb for c in costs),
+    )
+
+
+def _line(group: list[CellRow], mean: CellCost, full: float | None, summary: BackboneSummary | None) -> CostLine:
     first = group[0]
-    select, train = _mean(group, "select", measure), _mean(group, "train", measure)
-    shared = sum(
-        getattr(s.cost, measure) / sharers[s.key] for c in group for s in c.stages if s.part == "select"
-    ) / len(group)
-    compared = full is not None and first.method != FULL
-    afforded = equal_compute_budget(first.budget_fraction, select, full) if compared else None
+    compared = full if first.method != FULL else None
+    afforded = equal_compute_budget(first.budget_fraction, mean.select, compared)
     return CostLine(
         method=first.method,
         budget=first.budget,
         backbone=first.backbone,
         n=len(group),
-        select=select,
-        select_shared=shared,
-        train=train,
-        eval=_mean(group, "eval", measure),
-        saved=1 - (select + train) / full if compared and full else None,
-        break_even=break_even(select, train, full) if compared and full else None,
+        select=mean.select,
+        select_shared=mean.select_shared,
+        train=mean.train,
+        eval=mean.eval,
+        total=mean.full,
+        total_shared=mean.shared,
+        peak_rss_gb=mean.peak_rss_gb,
+        saved=1 - (mean.select + mean.train) / compared if compared else None,
+        break_even=break_even(mean.select, mean.train, compared) if compared else None,
         equal_compute_budget=afforded,
         equal_compute_lead=_lead(first, afforded, summary),
     )
@@ -120,7 +198,3 @@ def _lead(cell: CellRow, afforded: float | None, summary: BackboneSummary | None
     mine, curve = summary.find(cell.method, cell.budget), summary.random_curve
     theirs = at_budget(curve.with_full(), afforded) if summary.full and curve and curve.values.size else None
     return None if mine is None or mine.rel is None or theirs is None else mine.rel - theirs
-
-
-def _mean(cells: Sequence[CellRow], part: Part, measure: Unit) -> float:
-    return float(sum(getattr(c.cost(part), measure) for c in cells)) / len(cells)

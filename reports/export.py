@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.benchmarks import Suite
 from harness.types import Json
-from reports.cost import CostLine, total, unit
+from reports.cost import CellCost, CostLine, cell_cost, device, sharers, total, total_seconds
 from reports.curves import Crossing, Curve
 from reports.metrics import BEATS_RANDOM, REL_FULL, Count, metric_version
 from reports.rows import CellRow
@@ -33,11 +33,21 @@ def as_json(summaries: Sequence[BackboneSummary], suite: Suite) -> dict[str, Jso
 
 
 def cost_json(cells: Sequence[CellRow], lines: Iterable[CostLine]) -> Json:
-    """Totals over distinct stages, and means per cell of every line of the cost table."""
+    """Totals over distinct stages, what every cell cost, and means per cell of every line of the cost table."""
+    users = sharers(cells)
     return {
-        "unit": unit(cells),
+        "device": device(cells),
         "total": {part: _plain(cost) for part, cost in total(cells).items()},
+        "total_device_s": dict(total_seconds(cells)),
+        "cells": {c.name: _cell_cost(cell_cost(c, users)) for c in cells if c.stages},
         "methods": [_plain(line) for line in lines],
+    }
+
+
+def _cell_cost(cost: CellCost) -> dict[str, Json]:
+    return {f.name: _plain(getattr(cost, f.name)) for f in dataclasses.fields(cost)} | {
+        "full": cost.full,
+        "shared": cost.shared,
     }
 
 

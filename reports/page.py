@@ -13,7 +13,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports.cost import total, unit
+from reports.cost import device, total_seconds
+from reports.cost_table import duration
 from reports.main_table import method_title
 from reports.render_html import table_html
 from reports.summary import BackboneSummary, MethodSummary
@@ -48,8 +49,8 @@ def page(report: Report, drawings: Sequence[Drawing], downloads: Mapping[str, st
             table=Markup(table_html(report.table)),
             blocks=[_block(s, report, drawings) for s in report.summaries],
             costs=report.costs,
-            cost_unit="GPU" if unit(report.cells) == "gpu_s" else "wall-clock",
-            cost_total=total(report.cells),
+            device=device(report.cells),
+            cost_total=total_seconds(report.cells),
             title_of=lambda name: method_title(name, report.meta.titles),
             downloads={name: _data_uri(name, text) for name, text in downloads.items()},
         )
@@ -68,7 +69,7 @@ def _environment() -> Environment:
     environment.filters["counted"] = counted
     environment.filters["number"] = _number
     environment.filters["p"] = _p
-    environment.filters["seconds"] = _seconds
+    environment.filters["seconds"] = duration
     return environment
 
 
@@ -127,13 +128,6 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 def _p(value: float | None) -> str:
     return "<.001" if value is not None and value < 0.001 else _number(value, ".3f")
-
-
-def _seconds(value: float) -> str:
-    """Seconds as a person says them."""
-    if value < 120:
-        return f"{value:.3g} s" if value < 10 else f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
 def _data_uri(name: str, text: str) -> str:

@@ -99,7 +99,7 @@ def _failed_input(store: Store, cell: Mapping[str, Any]) -> StageDir | None:
 
 
 def _cell(store: Store, sweep: Mapping[str, Any], cell: Mapping[str, Any], rows: list[ScoreRow]) -> CellRow:
-    uses = tuple(_use(store, stage) for stage in cell["stages"])
+    uses = tuple(_use(store, cell, stage) for stage in cell["stages"])
     found = {row.status for row in rows}
     status: Status = "ok" if found == {"ok"} else ("failed" if "failed" in found else "pending")
     return CellRow(
@@ -111,9 +111,14 @@ def _cell(store: Store, sweep: Mapping[str, Any], cell: Mapping[str, Any], rows:
     )
 
 
-def _use(store: Store, stage: Mapping[str, Any]) -> StageUse:
+def _use(store: Store, cell: Mapping[str, Any], stage: Mapping[str, Any]) -> StageUse:
     directory = store.by_key(stage["kind"], stage["key"])
-    return StageUse(part=PARTS[stage["kind"]], key=stage["key"], label=stage["label"], cost=directory.cost())
+    return StageUse(part=_part(cell, stage), key=stage["key"], label=stage["label"], cost=directory.cost())
+
+
+def _part(cell: Mapping[str, Any], stage: Mapping[str, Any]) -> Part:
+    """A training other than the cell's own is a warm-up: its selection needs it."""
+    return "select" if stage["kind"] == "train" and stage["key"] != cell["train"] else PARTS[stage["kind"]]
 
 
 def _why(store: Store, cell: Mapping[str, Any]) -> str:

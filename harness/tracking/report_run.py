@@ -21,7 +21,7 @@ from harness.tracking.content import (
     run_id,
 )
 from reports.build import Report
-from reports.cost import unit
+from reports.cost import device
 from reports.records import Records
 from reports.rows import write_scores
 from reports.summary import BackboneSummary, MethodSummary
@@ -74,14 +74,14 @@ def _files(store: Store, records: Records, folder: Path) -> dict[str, Path]:
 
 def _tables(records: Records, report: Report) -> dict[str, list[Row]]:
     pairs = [(s, m) for s in report.summaries for m in s.methods]
-    measure = unit(report.cells)
+    held = device(report.cells)
     return {
         "main": [_main(s, m) for s, m in pairs],
         "long": [dataclasses.asdict(row) for row in records.scores],
         "vs_random": [row for s, m in pairs for row in _vs_random(s, m)],
         "per_benchmark": [row for s, m in pairs for row in _per_benchmark(s, m)],
         "curves": [row for s in report.summaries for row in _curves(s)],
-        "cost": [{**dataclasses.asdict(line), "unit": measure} for line in report.costs],
+        "cost": [{**dataclasses.asdict(line), "device": held} for line in report.costs],
         "missing": [
             {"cell": c.name, "status": c.status, "failure": c.failure, "command": c.command}
             for c in report.troubles

@@ -16,7 +16,13 @@ from test_report_table import Tags
 
 from harness.types import Cost
 from reports.build import Report, ReportMeta, build_report, summarise_report
-from reports.cost import break_even, cost_lines, equal_compute_budget, total, unit
+from reports.cost import (
+    break_even,
+    cost_lines,
+    device,
+    equal_compute_budget,
+    total,
+)
 from reports.rows import CellRow, StageUse
 from reports.summary import summarise
 from reports.verdicts import sentences
@@ -38,6 +44,8 @@ def test_everything_is_written(built: tuple[Report, Path]) -> None:
         "table.md",
         "table.tex",
         "table.csv",
+        "cost.md",
+        "cost.csv",
         "report.json",
         "index.html",
         *(
@@ -163,7 +171,7 @@ def test_published_hours_give_the_published_savings() -> None:
     assert lines["TIVE"].break_even == pytest.approx(1.44)
     assert lines["TIVE"].equal_compute_budget == 1.0
     assert lines["full"].saved is None
-    assert unit(cells) == "gpu_s"
+    assert device(cells) == "GPU"
 
 
 def test_shared_stages_are_paid_once_and_split_evenly() -> None:
