@@ -10,7 +10,10 @@ import pytest
 from harness import cli, registry
 from harness.conformance import BEHAVIOUR, STATIC, check_selector, settings_of
 from harness.errors import HarnessError
+from harness.miniworld import ensure_pool
+from harness.pool import open_pool
 from harness.registry import selector_names
+from tests.selector_settings import needed
 
 SAMPLES = 60
 GOOD = {
@@ -75,7 +78,8 @@ def problems(chosen: str, folder: Path, **config: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", selector_names())
 def test_installed_selectors_keep_every_promise(name: str, folder: Path) -> None:
-    assert problems(name, folder) == {}
+    uids = open_pool(ensure_pool(SAMPLES, 0, folder / "world")).uids()
+    assert problems(name, folder, **needed(name, folder, uids)) == {}
 
 
 def test_a_good_file_keeps_every_promise(folder: Path, tmp_path: Path) -> None:

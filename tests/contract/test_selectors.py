@@ -19,8 +19,11 @@ from harness.keys import digest, mix64, seed64
 from harness.pool import Pool
 from harness.registry import configured, feature_pass, selector, selector_names, selector_spec
 from harness.stages.select import checked
+from tests.selector_settings import needed
 from tests.support import write_pool
 
+Make = Callable[[str], Selector]
+Choose = Callable[[str, int, int, str], npt.NDArray[np.int32]]
 N = 60
 NAMES = selector_names()
 
@@ -29,6 +32,7 @@ GOLDEN: dict[tuple[str, int], str] = {
     ("el2n", 1): "c7226f5b595ddacc57ef8efb5be795b1501008b55d2aea41d7e18b7c875fd917",
     ("full", 1): "ffa11ef7cbb6c8a309eff770874d2c219e7cd63bdbe2c65780582bbca5a621e5",
     ("length", 1): "558234310cf3948a3e6ec1ceb3d04776dfa54aef625b86ca7356d87f33cf92b7",
+    ("mmssr", 1): "d63d372f99e3e61540c5b62b15f0cfbbc6f10dddb9534d769bba78506a1b3f44",
     ("ppl_mid", 1): "b87401067710da287495a2748f3033a7da0ae39d8006f940884838ba3b553c49",
     ("random", 1): "6c76b381ad349ce8de4bc0e46e808fb512623adb31197a416d935de623ffb9b0",
     ("random_stratified", 1): "63e238e2da46ac8c58ed0b9b849005babc99e9a4a1b2cfde34039b62919cc477",
@@ -49,6 +53,11 @@ def synthetic(name: str, pool: Pool) -> dict[str, npt.NDArray[Any]]:
         counts = (noise % 9).astype(np.int32)
         some = np.where(counts > 0, unit, np.nan).astype(np.float32)
         return {"n_tok_ans": counts, "nll_sum_ans": 9 * some, "el2n_mean_ans": some}
+    if name == "mmssr_labels":
+        digits = noise[:, None] >> np.arange(14, dtype=np.uint64)
+        styles = np.full((pool.n, 10), -1, dtype=np.int8)
+        styles[:, 0], styles[::2, 1] = noise % 4, 4 + noise[::2] % 5
+        return {"scores": (digits % 6).astype(np.float32), "styles": styles}
     return {"cosine": np.where(pool.column("n_images") > 0, unit, np.nan).astype(np.float32)}
 
 
@@ -76,15 +85,15 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pool]:
 @pytest.fixture(scope="module")
 def features(pools: dict[str, Pool], models: dict[str, Path]) -> Callable[[Selector, str], Features]:
     """Real passes over the pools, computed once for all tests."""
-    cache: dict[tuple[str, str, str], dict[str, npt.NDArray[Any]]] = {}
+    cache: dict[tuple[str, str, str, str], dict[str, npt.NDArray[Any]]] = {}
 
     def computed(chosen: Selector, pool: str) -> Features:
         found = {}
         for ref in chosen.needs():
-            at = (pool, ref.name, digest(ref.config))
+            at = (pool, ref.name, ref.model, digest(ref.config))
             if at not in cache:
                 plugin = feature_pass(ref.name)
-                context = PassContext(model_path=str(models[ref.model]) if ref.model else "")
+                context = PassContext(model_path=str(models.get(ref.model, ref.model)))
                 feature = plugin.cls(configured(plugin.cls, ref.config), context)
                 feature.open()
                 cache[at] = feature.run(pools[pool], 0, N)[0]
@@ -94,19 +103,30 @@ def features(pools: dict[str, Pool], models: dict[str, Path]) -> Callable[[Selec
     return computed
 
 
-def make(name: str) -> Selector:
-    plugin = selector(name)
-    made: Selector = plugin.cls(configured(plugin.cls, {}))
+@pytest.fixture(scope="module")
+def make(pools: dict[str, Pool], tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Selectors by name, with the settings they cannot do without."""
+    root = tmp_path_factory.mktemp("needed")
+
+    def made(name: str) -> Selector:
+        plugin = selector(name)
+        chosen: Selector = plugin.cls(configured(plugin.cls, needed(name, root, pools["straight"].uids())))
+        return chosen
+
     return made
 
 
-def choose(
-    name: str, pools: dict[str, Pool], features: Callable[[Selector, str], Features], n: int, seed: int, pool: str
-) -> npt.NDArray[np.int32]:
-    made = make(name)
-    columns = features(made, pool)
-    scores = made.score(pools[pool], columns) or {}
-    return checked(made.select(pools[pool], scores, columns, n, seed), pools[pool], n, name)
+@pytest.fixture(scope="module")
+def choose(pools: dict[str, Pool], make: Make, features: Callable[[Selector, str], Features]) -> Choose:
+    """What a selector keeps of a pool, checked."""
+
+    def chosen(name: str, n: int, seed: int, pool: str) -> npt.NDArray[np.int32]:
+        made = make(name)
+        columns = features(made, pool)
+        scores = made.score(pools[pool], columns) or {}
+        return checked(made.select(pools[pool], scores, columns, n, seed), pools[pool], n, name)
+
+    return chosen
 
 
 def budgets(name: str) -> list[int]:
@@ -114,27 +134,27 @@ def budgets(name: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_budgets_are_exact_and_choices_repeatable(name: str, pools: Any, features: Any) -> None:
+def test_budgets_are_exact_and_choices_repeatable(name: str, choose: Choose) -> None:
     for n in budgets(name):
         for seed in (0, 3):
-            first = choose(name, pools, features, n, seed, "straight")
+            first = choose(name, n, seed, "straight")
             assert len(set(first.tolist())) == n
-            assert first.tolist() == choose(name, pools, features, n, seed, "straight").tolist()
+            assert first.tolist() == choose(name, n, seed, "straight").tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_order_of_the_pool_does_not_matter(name: str, pools: Any, features: Any) -> None:
+def test_the_order_of_the_pool_does_not_matter(name: str, pools: Any, choose: Choose) -> None:
     for n in budgets(name):
         chosen = []
         for pool in ("straight", "shuffled"):
             uids = pools[pool].uids()
-            chosen.append({uids[i] for i in choose(name, pools, features, n, 1, pool)})
+            chosen.append({uids[i] for i in choose(name, n, 1, pool)})
         assert chosen[0] == chosen[1]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "full"])
-def test_nested_selectors_are_nested(name: str, pools: Any, features: Any) -> None:
-    kept = [set(choose(name, pools, features, n, 2, "straight").tolist()) for n in (5, 20, 45)]
+def test_nested_selectors_are_nested(name: str, choose: Choose) -> None:
+    kept = [set(choose(name, n, 2, "straight").tolist()) for n in (5, 20, 45)]
     nested = kept[0] < kept[1] < kept[2]
     assert nested or not selector(name).cls.nested
 
@@ -148,7 +168,7 @@ def test_importing_a_selector_does_not_import_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_choices_change_only_with_the_version(name: str, pools: Any) -> None:
+def test_choices_change_only_with_the_version(name: str, pools: Any, make: Make) -> None:
     pool, made = pools["straight"], make(name)
     columns = {ref.label: synthetic(ref.name, pool) for ref in made.needs()}
     scores = made.score(pool, columns) or {}
