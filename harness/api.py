@@ -117,6 +117,8 @@ class FeaturePass(ABC):
     Config: ClassVar[type]
     identity: ClassVar[str] = "weights"
     """What of the model decides the columns: `weights`, `processor` (tokenizer and geometry) or `none`."""
+    work: ClassVar[float] = 2.0
+    """Operations per weight and token, for estimates before anything has run: 2 a forward, 6 with a backward."""
 
     def __init__(self, config: Any, context: PassContext) -> None:
         self.config = config

@@ -12,6 +12,7 @@ from harness.cells import Cell, canonical_cell, cell_key
 from harness.errors import HarnessError, unknown_name
 from harness.evalspec import eval_spec
 from harness.keys import plain, stage_key
+from harness.labelling_lessons import lessons_stage
 from harness.models import backbone as read_backbone
 from harness.pool import Pool, open_pool
 from harness.registry import configured, feature_pass, make_selector, selector_spec
@@ -141,12 +142,14 @@ def _add_pass(plan: Plan, cell: Cell, ref: PassRef) -> str:
     inputs: dict[str, str] = {}
     if ref.model == "warm":
         inputs["train.model"] = _add_warm_up(plan, cell, ref.warm_up)
+    elif ref.model == "trained":
+        inputs["train.model"] = _add_taught(plan, cell, ref)
     elif ref.model:
         model = cell.backbone if ref.model == "mid" else read_backbone(ref.label, *_pinned(ref.model))
         params["model"] = getattr(model, "processor" if plugin.cls.identity == "processor" else "revision")
         settings["model_path"] = model.path
-    on = {"mid": f"/{cell.backbone.name}", "warm": f"/{cell.backbone.name}/warm"}.get(ref.model, "")
-    label = f"{ref.name}/{pool.name}{on}"
+    on = {"mid": "", "warm": "/warm", "trained": "/trained"}.get(ref.model)
+    label = f"{ref.name}/{pool.name}" + ("" if on is None else f"/{cell.backbone.name}{on}")
     return plan.add(
         Stage(
             kind="features",
@@ -193,13 +196,19 @@ def _add_warm_up(plan: Plan, cell: Cell, warm_up: WarmUp) -> str:
     return _add_train(plan, warm, _add_selection(plan, warm), warm.recipe, label)
 
 
+def _add_taught(plan: Plan, cell: Cell, ref: PassRef) -> str:
+    """A checkpoint taught from labels: SFT on all of the lessons they make, never of the cell's own seed."""
+    lessons = plan.add(lessons_stage(cell.pool, ref))
+    return _add_train(plan, replace(cell, seed=0), lessons, cell.recipe, f"{ref.label}/{cell.backbone.name}")
+
+
 def _add_train(plan: Plan, cell: Cell, select: str, recipe: TrainSpec, label: str) -> str:
     spec = replace(recipe, seed=cell.seed)
     stage = Stage(
         kind="train",
         version=VERSIONS["train"],
         params={"recipe": plain(spec), "backbone": cell.backbone.revision, "pool": cell.pool.digest},
-        inputs={"select.selection": select},
+        inputs={f"{plan.stages[select].kind}.selection": select},
         settings={
             "pool_path": cell.pool.path,
             "backbone_path": cell.backbone.path,

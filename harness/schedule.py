@@ -210,7 +210,15 @@ class Scheduler:
                     queue.append(other)
 
 
-_URGENCY: Mapping[str, int] = {"select": 0, "score": 0, "features": 1, "train": 2, "evaluate": 3, "judge": 4}
+_URGENCY: Mapping[str, int] = {
+    "select": 0,
+    "score": 0,
+    "lessons": 0,
+    "features": 1,
+    "train": 2,
+    "evaluate": 3,
+    "judge": 4,
+}
 
 
 def _precedence(job: Job) -> tuple[int, int]:

@@ -109,12 +109,22 @@ class WarmUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """What the model that `trained` means learns from, with the recipe of the cell and seed 0."""
+
+    labels: str = ""
+    """Label file; that beside the pool where empty."""
+    limit: int = 0
+    """Labels to use, drawn by their uids' hashes; 0 uses all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassRef:
     """A feature pass that a selector needs: which one, on which model, with which settings.
 
     `model` is an alias the planner resolves: `mid` is the backbone before SFT, `warm` the backbone after SFT
-    on a small random subset (a train stage of its own); anything else is a path, `miniworld:NAME` or a hub id
-    pinned as `org/name@commit`; empty means that the pass needs none.
+    on a small random subset (a train stage of its own), `trained` the backbone after SFT on `lessons`; anything
+    else is a path, `miniworld:NAME` or a hub id pinned as `org/name@commit`; empty means that the pass needs none.
     """
 
     name: str
@@ -126,6 +136,8 @@ class PassRef:
     """Folder of another pool to run over, such as samples of target tasks; the pool of the cell where empty."""
     warm_up: WarmUp = field(default_factory=WarmUp)
     """What `warm` means; without meaning for other models."""
+    lessons: Lessons = field(default_factory=Lessons)
+    """What `trained` means; without meaning for other models."""
 
     @property
     def label(self) -> str:

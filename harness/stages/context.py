@@ -19,6 +19,7 @@ Facts = dict[str, Json]
 
 _KINDS: Mapping[str, str] = {
     "features": "harness.stages.features",
+    "lessons": "harness.stages.lessons",
     "score": "harness.stages.select",
     "select": "harness.stages.select",
     "train": "harness.stages.train",

@@ -19,10 +19,13 @@ def run_train(context: StageContext) -> Facts:
     assert isinstance(recipe, dict)
     assert isinstance(run, dict)
     spec = replace(TrainSpec(**recipe), **run)  # type: ignore[arg-type]
+    (name,) = context.stage.inputs
+    selection = context.input(name)
+    lessons = selection / "pool"  # a lessons stage brings the pool that it selects from
     request = TrainRequest(
         spec=spec,
-        pool=open_pool(str(context.stage.settings["pool_path"])),
-        positions=np.load(context.input("select.selection") / "positions.npy"),
+        pool=open_pool(lessons if lessons.is_dir() else str(context.stage.settings["pool_path"])),
+        positions=np.load(selection / "positions.npy"),
         backbone_path=str(context.stage.settings["backbone_path"]),
         out=context.out,
         partial=context.partial,

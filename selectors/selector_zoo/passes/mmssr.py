@@ -8,6 +8,7 @@ they are, so that a key names words and never a file.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,16 @@ import numpy.typing as npt
 from harness.api import FeaturePass, Pool, Record
 from harness.errors import HarnessError
 from selector_zoo.passes.forward import DECODERS, ahead, stored_dtype
-from selector_zoo.passes.mmssr_answers import OTHER, parse_score, parse_styles, style_row
-from selector_zoo.passes.mmssr_questions import Asked, Spelling, ask, queries
-from selector_zoo.prompts import CAPABILITIES, OWN, STYLES, load_pack
+from selector_zoo.passes.mmssr_answers import (
+    OTHER,
+    label_score,
+    normal_styles,
+    parse_score,
+    parse_styles,
+    style_row,
+)
+from selector_zoo.passes.mmssr_questions import Asked, Spelling, ask, message, queries
+from selector_zoo.prompts import CAPABILITIES, OWN, STYLES, fill, load_pack
 
 if TYPE_CHECKING:
     from selector_zoo.passes.mmssr_model import Sample
@@ -126,6 +134,29 @@ class MmssrPass(FeaturePass):
             for row, answers in zip(samples, self._told(list(samples.values())), strict=True):
                 reasons[row] = self._keep(columns, row, answers)
         return columns, reasons
+
+    @staticmethod
+    def lessons(config: MmssrConfig, record: Record, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """(user message, answer) of what a label says: a number a capability, and a list of styles.
+
+        `row` has capabilities as keys, and `styles` as a comma-separated text or a list; what it lacks teaches
+        nothing. Raises HarnessError for a score that is no whole number from 0 to 5.
+        """
+        said: list[tuple[str, str]] = []
+        for capability in CAPABILITIES if config.score else ():
+            try:
+                score = label_score(row.get(capability))
+            except ValueError as e:
+                raise HarnessError(f"label of '{record.uid}': {capability} is {e}.") from None
+            if score is not None:
+                query = fill(config.score, cap_keyword=capability)
+                said.append((message(record, query, config.spelling), str(score)))
+        styles = row.get("styles") or ()
+        named = parse_styles(styles) if isinstance(styles, str) else normal_styles(styles)
+        known = [style for style in named if style in STYLES]
+        if config.styles and known:
+            said.append((message(record, config.styles, config.spelling), ", ".join(known)))
+        return said
 
     def _told(self, samples: list[Sample]) -> list[list[str]]:
         return self._answerer(samples) if samples else []

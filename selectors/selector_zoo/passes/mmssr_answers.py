@@ -25,6 +25,18 @@ def parse_score(text: str) -> float:
     return float(value) if 0 <= value <= TOP_SCORE else float("nan")
 
 
+def label_score(value: object) -> int | None:
+    """The score a label gives, None where it gives none (None or NaN).
+
+    Raises ValueError for what is no whole number from 0 to 5.
+    """
+    if value is None or value != value:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in range(TOP_SCORE + 1):
+        raise ValueError(f"{value!r}, no whole number from 0 to {TOP_SCORE}")
+    return int(value)
+
+
 def parse_styles(text: str) -> tuple[str, ...]:
     """Styles of a comma-separated list, each once, in order; what is none of the nine becomes `other`."""
     return normal_styles(text.split(","))
