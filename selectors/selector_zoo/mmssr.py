@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ranked
+from harness.api import Features, Lessons, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError, unknown_name
 from harness.keys import file_digest, mix64
 from selector_zoo.mmssr_sampler import Rules, Sampler
@@ -31,6 +31,7 @@ none twice, -1 in the places left over. The place counts: see `Memberships`. A s
 `other`."""
 
 LABELS: Final = (*STYLES, "other")
+TRAINED: Final = "trained"
 VARIANTS: Final = ("fixed", "released", "paper")
 BLOCK: Final = 1 << 16
 """Rows worked on at a time."""
@@ -43,9 +44,12 @@ class MmssrConfig:
     labels: str = ""
     """A .parquet or .jsonl file of uid, fourteen scores and styles; empty: models are asked."""
     scorer: str = ""
-    """The model that is asked for scores: a folder, or a hub id pinned as `org/name@COMMIT`."""
+    """The model that is asked for scores: a folder, or a hub id pinned as `org/name@COMMIT`; or `trained`, the
+    backbone taught from `labels` (empty: `teachers.parquet` beside the pool)."""
     styler: str = ""
     """The model that is asked for styles; empty: the scorer."""
+    lessons: int = 0
+    """How many labels a `trained` model learns from; 0: all."""
     prompts: str = "own"
     """What they are asked: a prompt pack's YAML file, or `own`, the pack that models trained here know."""
     inference: str = "own"
@@ -103,7 +107,7 @@ class Mmssr(Selector):
 
         Raises HarnessError where neither is named, and for a file that is not there.
         """
-        if self.config.labels:
+        if self.config.labels and TRAINED not in (self.config.scorer, self.config.styler):
             refs = [self._file()] * 2
         elif self.config.scorer:
             refs = self._asked()
@@ -132,6 +136,7 @@ class Mmssr(Selector):
                 name="mmssr",
                 model=model,
                 config=asking(config.prompts, scores=scores or both, styles=not scores or both, released=released),
+                lessons=Lessons(labels=config.labels, limit=config.lessons) if model == TRAINED else Lessons(),
             )
             for model, scores in ((config.scorer, True), (styler, False))
         ]

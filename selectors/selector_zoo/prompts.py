@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 from harness.keys import digest
 
 OWN: Final = "own"
-"""The pack that comes with the package."""
+"""Our own pack, for models trained here and for labelling."""
 
 CAPABILITIES: Final = (
     "object spatial understanding",
@@ -134,14 +134,15 @@ def text_digest(text: str) -> str:
 
 
 def load_pack(name: str) -> PromptPack:
-    """The pack `own`, or the one in a YAML file.
+    """A pack that comes with the package, by name, or the one in a YAML file.
 
     Raises HarnessError for a file that is not there or is no pack.
     """
     import yaml
 
-    if name == OWN:
-        text = resources.files("selector_zoo").joinpath("packs", "own.yaml").read_text(encoding="utf-8")
+    shipped = resources.files("selector_zoo").joinpath("packs", f"{name}.yaml")
+    if "/" not in name and shipped.is_file():
+        text = shipped.read_text(encoding="utf-8")
     else:
         file = Path(name).expanduser()
         if not file.is_file():

@@ -226,3 +226,19 @@ def test_a_trained_scorer_scores(cell: Cell, tmp_path: Path, labels: Path) -> No
     late = replace(stages[0], params=dict(stages[0].params) | {"limit": 5})
     assert run_stage(store, late, Job(name="late", stages=(late,)), {}) == "failed"
     assert "has changed since" in store.at(late).attempts()[-1].message
+
+
+def test_mmssr_asks_a_model_trained_from_its_labels(pool: Pool, labels: Path) -> None:
+    from selector_zoo.mmssr import Mmssr
+    from selector_zoo.mmssr import MmssrConfig as Settings
+
+    both = Mmssr(Settings(scorer="trained", labels=str(labels), lessons=5)).needs()
+    assert [(r.name, r.model, r.label) for r in both] == [
+        ("mmssr", "trained", "scores"),
+        ("mmssr", "trained", "styles"),
+    ]
+    assert {r.lessons for r in both} == {Lessons(labels=str(labels), limit=5)}
+    assert lessons_stage(pool, both[0]) == lessons_stage(pool, both[1])  # one model answers both
+    apart = Mmssr(Settings(scorer="trained", styler="miniworld:tiny", labels=str(labels))).needs()
+    assert [(r.model, r.lessons.labels) for r in apart] == [("trained", str(labels)), ("miniworld:tiny", "")]
+    assert [r.name for r in Mmssr(Settings(labels=str(labels))).needs()] == ["mmssr_labels"] * 2
