@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from harness.keys import mix64
 from harness.pool import Pool, Record
-from harness.types import Json, PassRef, WarmUp
+from harness.types import Json, Lessons, PassRef, WarmUp
 
 __all__ = [
     "Columns",
     "FeaturePass",
     "Features",
+    "Lessons",
     "PassContext",
     "PassRef",
     "Pool",
