@@ -47,25 +47,21 @@ class Memberships:
     @classmethod
     def of(cls, table: npt.NDArray[np.int32], *, strict_score: bool) -> Memberships:
         """Read a table of buckets, (places, rows), -1 where a row has no more."""
-        place, row = np.nonzero(table >= 0)
-        bucket = table[place, row]
-        if strict_score:
-            place = np.zeros_like(place)
-        places = len(table)
-        key = bucket.astype(np.int64) * places + place
-        counts = np.bincount(key)
-        dense = np.cumsum(counts > 0) - 1
-        group = dense[key].astype(np.int32)
+        named = [np.flatnonzero(buckets >= 0).astype(np.int32) for buckets in table]
+        row = np.concatenate(named)
+        bucket = np.concatenate([buckets[rows] for buckets, rows in zip(table, named, strict=True)])
         if strict_score:
             by_row = np.argsort(row, kind="stable")
-            row, bucket, group = row[by_row], bucket[by_row], group[by_row]
-        order = stable_order(group, int(group[-1:].size and group.max()) + 1)
-        return cls(
-            row=row[order].astype(np.int32),
-            bucket=bucket[order],
-            group=group[order],
-            n_groups=int((counts > 0).sum()),
-        )
+            row, bucket = row[by_row], bucket[by_row]
+            key = bucket
+        else:
+            place = np.repeat(np.arange(len(table), dtype=np.int32), [len(rows) for rows in named])
+            key = bucket * np.int32(len(table)) + place
+        used = np.bincount(key) > 0
+        group = (np.cumsum(used, dtype=np.int32) - 1)[key]
+        n_groups = int(used.sum())
+        order = stable_order(group, n_groups)
+        return cls(row=row[order], bucket=bucket[order], group=group[order], n_groups=n_groups)
 
 
 @dataclass(slots=True)
@@ -85,8 +81,10 @@ class Queue:
         seen = level[members.row]
         keep = np.flatnonzero(seen)
         top = int(seen.max(initial=0))
-        key = members.group[keep].astype(np.int64) * (top + 1) + (top - seen[keep].astype(np.int64))
-        rows = members.row[keep][stable_order(key, members.n_groups * (top + 1))]
+        bound = members.n_groups * (top + 1)
+        kind = np.int32 if bound <= np.iinfo(np.int32).max else np.int64
+        key = members.group[keep] * kind(top + 1) + (top - seen[keep].astype(kind))
+        rows = members.row[keep][stable_order(key, bound)]
         left = np.bincount(members.bucket[keep], minlength=buckets)
         end = np.cumsum(left)
         return cls(rows=rows, at=end - left, end=end, left=left)
@@ -169,15 +167,19 @@ class Sampler:
         self._forget_elsewhere(c, np.concatenate(chosen))
         return chosen
 
-    def _forget_elsewhere(self, c: int, rows: Rows) -> None:
-        for other in range(len(self._queues)):
-            if other != c:
-                self._forget(other, rows[self._levels[other, rows] > 0])
-
     def _forget(self, c: int, rows: Rows) -> None:
         """Rows are gone from all buckets of a capability."""
+        gone = self._table[:, rows]
+        np.subtract.at(self._queues[c].left, gone[gone >= 0], 1)
+
+    def _forget_elsewhere(self, c: int, rows: Rows) -> None:
+        """Rows are gone from the buckets of the other capabilities that had them."""
         buckets = self._table[:, rows]
-        np.subtract.at(self._queues[c].left, buckets[buckets >= 0], 1)
+        named = buckets >= 0
+        for other, queue in enumerate(self._queues):
+            if other != c:
+                gone = buckets[named & (self._levels[other, rows] > 0)]
+                np.subtract.at(queue.left, gone, 1)
 
 
 def stable_order(keys: npt.NDArray[Any], bound: int) -> npt.NDArray[np.int64]:

@@ -6,7 +6,8 @@ plain reading of the algorithm chooses from a smaller pool as well. The last lin
 
 `selector`, `n`, `budget`
 `seconds`, `peak_rss_gb`    scoring and selecting; most memory of the process, mapped pages included
-`score_s`, `select_s`, `start_rss_gb`  its parts, and what the process had before
+`score_s`, `select_s`       its parts
+`cpu_s`, `start_rss_gb`     processor time of both; memory before them
 `reference_seconds`, `reference_n`     the plain reading
 `reference_ours_seconds`    ours on the same smaller pool
 `equal`                     both kept the same samples of it
@@ -161,18 +162,19 @@ def run(folder: Path, name: str, budget: float) -> dict[str, Any]:
     made = cls(configured(cls, CASES[name].config))
     pool = open_pool(folder / "pool")
     n = int(pool.n * budget)
-    start_mb, start = peak_mb(), time.perf_counter()
+    start_mb, used, start = peak_mb(), time.process_time(), time.perf_counter()
     features = {p.name: read_columns(p) for p in folder.iterdir() if p.is_dir() and p.name != "pool"}
     scores = made.score(pool, features) or {}
     scored = time.perf_counter()
-    kept = checked(made.select(pool, scores, features, n, SEED), pool, n, name)
-    end = time.perf_counter()
-    np.save(folder / "kept.npy", kept)
+    selection = made.select(pool, scores, features, n, SEED)
+    end, used = time.perf_counter(), time.process_time() - used
+    np.save(folder / "kept.npy", checked(selection, pool, n, name))
     np.save(folder / "score.npy", scores["score"])
     return {
         "seconds": round(end - start, 3),
         "score_s": round(scored - start, 3),
         "select_s": round(end - scored, 3),
+        "cpu_s": round(used, 3),
         "peak_rss_gb": round(peak_mb() / 1024, 3),
         "start_rss_gb": round(start_mb / 1024, 3),
     }
