@@ -15,6 +15,7 @@ class Benchmark:
     """One benchmark as reported: task, metric, scale, direction, chance level, unit of resampling."""
 
     name: str
+    """What settings and files call it."""
     title: str
     """Column header in tables."""
     task: str
@@ -24,8 +25,11 @@ class Benchmark:
     scale: float = 100.0
     """Factor from the engine's value to the reported one."""
     minimum: float = 0.0
+    """Lowest value on the reported scale."""
     maximum: float = 100.0
+    """Highest value on the reported scale."""
     higher_is_better: bool = True
+    """Which direction is better."""
     chance: float = 0.0
     """Score of guessing, on the reported scale."""
     n_items: int = 0

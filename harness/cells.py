@@ -17,10 +17,15 @@ class EvalSettings:
     """How checkpoints are evaluated; all of it is part of a result's identity."""
 
     batch_size: int = 8
+    """Items answered together; part of the identity because rounding may depend on it."""
     dtype: str = "float32"
+    """Of the weights: `float32`, `bfloat16` or `float16`."""
     backend: str = "hf"
+    """What generates; `hf` is transformers."""
     attention: str = "sdpa"
+    """Implementation of attention: `sdpa`, `eager` or `flash_attention_2`."""
     limit: int | None = None
+    """Items of each task, for a quick look; null takes all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

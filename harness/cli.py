@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     add_compare_verb(verbs)
     _wandb_verbs(verbs)
     _check_verb(verbs)
+    reference = verbs.add_parser("reference", help="every setting, with its type, default and meaning")
+    reference.add_argument("--out", type=Path, help="write the project's own page, docs/configuration.md, there")
+    reference.set_defaults(handler=_reference)
     return parser
 
 
@@ -120,6 +123,16 @@ def _check_selector(options: argparse.Namespace) -> int:
             said = f"broken  {verdict.promise}: " if verdict.problem else f"ok      {verdict.promise}"
             console.print(said + verdict.problem, highlight=False, markup=False, soft_wrap=True)
     return 1 if broken else 0
+
+
+def _reference(options: argparse.Namespace) -> int:
+    from harness.reference import reference, write_reference
+
+    if options.out:
+        write_reference(options.out)
+    else:
+        sys.stdout.write(reference())
+    return 0
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -31,10 +31,13 @@ class PoolSchema:
     """Which pool: a folder, or miniworld of some size."""
 
     name: str = MISSING
+    """What the choice is called; results know the pool by its digest."""
     path: str = ""
+    """Folder of a pool that exists."""
     miniworld: int = 0
     """Samples to generate; 0 for a pool that exists."""
     seed: int = 0
+    """Seed of what is generated."""
 
 
 @dataclass
@@ -42,8 +45,11 @@ class BackboneSchema:
     """Which model before SFT: a folder, `miniworld:NAME`, or a hub id with the commit it is pinned to."""
 
     name: str = MISSING
+    """What tables call it."""
     path: str = MISSING
+    """A folder, `miniworld:NAME`, or a hub id."""
     revision: str = ""
+    """Commit of a model on the hub."""
 
 
 @dataclass
@@ -51,7 +57,9 @@ class SuiteSchema:
     """Which benchmarks: a built-in suite, or task files of one's own."""
 
     name: str = MISSING
+    """`mini`, `table10` or `lmms14`; anything else is a suite of one's own and needs `benchmarks`."""
     protocol: str = "local"
+    """What the way of evaluating is called; numbers of different protocols are never set against each other."""
     include_path: str = ""
     """Folder of lmms-eval task files; relative to where the command is run."""
     only: list[str] = field(default_factory=list)
@@ -76,7 +84,9 @@ class BaselinesSchema:
     """Runs the harness adds to a sweep by itself."""
 
     full_trials: int = 1
+    """Runs on the whole pool for each backbone and recipe; 0 adds none."""
     random_trials: int = 3
+    """Random runs for each budget, backbone and recipe; 0 adds none."""
 
 
 @dataclass
@@ -84,6 +94,7 @@ class ExecutorSchema:
     """Where stages run."""
 
     name: str = "local"
+    """`local`: processes on this machine."""
     slots: int = 0
     """Stages side by side; 0 for as many as the cores allow."""
     threads: int = 1
@@ -117,24 +128,39 @@ class RunSchema:
     """One run or sweep."""
 
     pool: PoolSchema = field(default_factory=PoolSchema)
+    """What is selected from."""
     selector: Any = MISSING
+    """A selector's name or the path of a .py file; its settings are `selector.KEY`."""
     budget: Any = 0.1
+    """How much is kept: `0.1` or `10%` of the pool, `200n` samples."""
     backbone: BackboneSchema = field(default_factory=BackboneSchema)
+    """What is trained."""
     recipe: Any = field(default_factory=RecipeSchema)
+    """How it is trained."""
     suite: SuiteSchema = field(default_factory=SuiteSchema)
+    """What it is asked afterwards."""
     evaluation: EvaluationSchema = field(default_factory=EvaluationSchema)
+    """How it is asked."""
     baselines: BaselinesSchema = field(default_factory=BaselinesSchema)
+    """Runs added to a sweep for comparison."""
     executor: ExecutorSchema = field(default_factory=ExecutorSchema)
+    """Where stages run."""
     tracking: TrackingSchema = field(default_factory=TrackingSchema)
+    """Who is told of the results."""
     seed: int = 0
+    """Number of the run: random choices and the order of training follow from it."""
     store: str = "runs"
+    """Folder of all results."""
     name: str = ""
     """Name of the sweep in the store; derived from its cells where empty."""
     report: str = ""
     """Folder of the report; `STORE/reports/NAME` where empty."""
     mode: str = "cached"
+    """`cached` does what is missing, `retry` only what failed, `force` all again, `read_only` nothing."""
     dry_run: bool = False
+    """Print the plan and stop."""
     sweep: Any = None
+    """A preset: `sweep=demo` is a file in `conf/sweep/` that sets everything else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -90,10 +90,19 @@ def _checked(group: str, name: str, base: type) -> Plugin:
 
 def loadable_selectors() -> dict[str, Plugin]:
     """All selectors that load; a broken plug-in is warned of and stops nobody else."""
+    return _loadable(selector_names(), selector)
+
+
+def loadable_passes() -> dict[str, Plugin]:
+    """All feature passes that load; a broken plug-in is warned of and stops nobody else."""
+    return _loadable(sorted(_entry_points(PASSES)), feature_pass)
+
+
+def _loadable(names: Iterable[str], load: Callable[[str], Plugin]) -> dict[str, Plugin]:
     found = {}
-    for name in selector_names():
+    for name in names:
         try:
-            found[name] = selector(name)
+            found[name] = load(name)
         except HarnessError as e:
             log.warning("%s", e)
     return found

@@ -164,29 +164,45 @@ class TrainSpec:
     """
 
     global_batch: int = 256
+    """Samples of one optimiser step, over all devices."""
     epochs: float = 1.0
+    """Passes over the selection; 0.5 sees half of it."""
     learning_rate: float = 1e-5
+    """Peak of the language model and the projector."""
     vision_learning_rate: float = 2e-6
+    """Peak of the vision tower."""
     weight_decay: float = 0.0
+    """Of AdamW, on matrices."""
     beta1: float = 0.9
+    """Of AdamW."""
     beta2: float = 0.999
+    """Of AdamW."""
     epsilon: float = 1e-8
+    """Of AdamW."""
     warmup: float = 0.03
     """Share of all steps, rounded up."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: down to 0 in half a cosine, or as it is."""
     max_grad_norm: float = 1.0
+    """Gradients of a longer norm are scaled down to it."""
     max_length: int = 12000
     """Tokens of a sample after image expansion; longer ones lose text from the right."""
     loss_norm: Literal["microbatch_mean", "token_mean", "sample_mean"] = "microbatch_mean"
     """`microbatch_mean` averages per nominal micro-batch, then over micro-batches, as LLaVA-NeXT does."""
     nominal_micro_batch: int = 2
+    """Samples that `microbatch_mean` averages over together; divides `global_batch`."""
     last_batch: Literal["drop", "partial"] = "drop"
+    """Samples that fill no whole batch at the end are left out (`drop`), or make a smaller one (`partial`)."""
     mask: Literal["llava", "answer"] = "llava"
     """`llava` also supervises newlines and role markers everywhere, as LLaVA-NeXT does."""
     freeze_vision: bool = False
+    """Leave the vision tower as it is."""
     gradient_checkpointing: bool = field(default=True, metadata=NOT_IN_KEY)
+    """Compute activations twice instead of keeping them: slower, with less memory."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the weights in forward and backward; the optimiser keeps float32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Implementation of attention."""
     fixed_steps: int = 0
     """Optimiser steps irrespective of budget; 0 trains by epochs as the papers do."""
     lora_rank: int = field(default=0, metadata=OMIT_DEFAULT)
@@ -194,13 +210,17 @@ class TrainSpec:
     lora_alpha: int = field(default=256, metadata=OMIT_DEFAULT)
     """An adapter's output is scaled by `lora_alpha / lora_rank`."""
     lora_dropout: float = field(default=0.05, metadata=OMIT_DEFAULT)
+    """Share of an adapter's inputs dropped in training."""
     lora_targets: Literal["attention", "linear"] = field(default="linear", metadata=OMIT_DEFAULT)
     """Linear maps that get adapters: the four of attention, or those of the feed-forward blocks as well."""
     seed: int = 0
+    """Decides the order of samples, dropout, and how adapters start."""
     zero_stage: Literal[1, 2, 3] = field(default=1, metadata=NOT_IN_KEY)
+    """How much DeepSpeed spreads over devices: optimiser states, gradients as well, weights as well."""
     pack_tokens: int = field(default=12288, metadata=NOT_IN_KEY)
     """Token budget of one packed forward on one device."""
     pack_tiles: int = field(default=64, metadata=NOT_IN_KEY)
+    """Image tiles of one packed forward on one device."""
     checkpoint_every: int = field(default=500, metadata=NOT_IN_KEY)
     """Optimiser steps between resumable checkpoints; 0 keeps none."""
 

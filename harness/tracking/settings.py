@@ -26,7 +26,9 @@ class Tracking:
     """
 
     name: str = "none"
+    """`none`, `jsonl` or `wandb`."""
     project: str = "sievebench"
+    """W&B's project."""
     entity: str = ""
     """W&B's user or team; the account's own where empty."""
     mode: str = ""
