@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from harness.estimate import say
 from harness.files import read_json
 from harness.keys import stage_key
 from harness.schedule import Failure, RunResult
@@ -40,10 +41,13 @@ def show_plan(sweep: Sweep, console: Console) -> None:
     )
     table = RichTable(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name in ("stage", "all", "done", "to do", "estimate"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+        table.add_column(name, justify="left" if name in ("stage", "estimate") else "right")
     for c in counts(sweep):
         left = c.total - c.done
-        table.add_row(c.kind, str(c.total), str(c.done), str(left), _estimate(left, c.seconds))
+        said = say(c.estimate) if left else "-"
+        table.add_row(c.kind, str(c.total), str(c.done), str(left), said)
+        for label, estimate in c.passes:
+            table.add_row(f"  {label}", "", "", "", say(estimate))
     console.print(table)
 
 
@@ -59,19 +63,6 @@ def show_cells(sweep: Sweep, console: Console) -> None:
         size = str(cell.budget.size(cell.pool.n))
         table.add_row(label, size, f"{done}/{len(planned.stages)}", planned.key[:12])
     console.print(table)
-
-
-def _estimate(left: int, seconds: float | None) -> str:
-    if left == 0:
-        return "-"
-    return "not yet measured here" if seconds is None else f"{duration(seconds)} of work"
-
-
-def duration(seconds: float) -> str:
-    """`8 s`, `3 min`, `2.5 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def show_failures(result: RunResult, store: Store, console: Console) -> None:

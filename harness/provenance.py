@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
 import sys
@@ -42,6 +43,34 @@ def _git(folder: Path, *args: str) -> str:
     return done.stdout.strip()
 
 
+@functools.cache
+def gpu_names() -> tuple[str, ...]:
+    """The GPUs of this machine as their driver calls them, found without initialising CUDA."""
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    return tuple(name for f in files if (name := _entry(f, "Model")))
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor as the system calls it."""
+    return _entry(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
+
+
+def _entry(file: Path, name: str) -> str:
+    """The first value of a name in lines of `name : value`; empty where there is none."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in found if key.strip() == name), "")
+
+
+def hardware() -> dict[str, Json]:
+    """What a stage ran on: processor, the cores it could use, and GPUs."""
+    return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": list(gpu_names())}
+
+
 def provenance() -> dict[str, Json]:
     """Everything of this kind, for a manifest."""
     return {
@@ -50,4 +79,5 @@ def provenance() -> dict[str, Json]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "machine": platform.node(),
+        "hardware": hardware(),
     }

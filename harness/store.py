@@ -47,6 +47,8 @@ class Attempt:
     pid: int = 0
     started: float = 0.0
     """Unix time."""
+    gpus: int = 0
+    """GPUs it held, so that an attempt that was killed can be charged for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

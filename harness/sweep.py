@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.cells import Cell, with_baselines
 from harness.config import RunSettings
+from harness.estimate import Estimate, Where, estimate, total
 from harness.executors import LocalExecutor, local_slots, visible_gpus
+from harness.history import read_history
 from harness.keys import digest, plain
 from harness.plan import CellPlan, Plan, make_plan
 from harness.schedule import RunResult, Scheduler, Watcher
 from harness.store import Store
+from harness.types import Stage
 
-KIND_ORDER = ("features", "score", "select", "train", "evaluate", "judge")
+KIND_ORDER = ("lessons", "features", "score", "select", "train", "evaluate", "judge")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,10 @@ class KindCount:
     kind: str
     total: int
     done: int
-    seconds: float | None
-    """Estimate for what is left, from finished stages of this store; None where there is nothing to go by."""
+    estimate: Estimate
+    """Of what is left, all of it together."""
+    passes: tuple[tuple[str, Estimate], ...] = ()
+    """Label and estimate of every feature pass that is left."""
 
 
 def plan_sweep(cells: Sequence[Cell], settings: RunSettings, command: str, *, baselines: bool) -> Sweep:
@@ -97,27 +101,35 @@ def cell_command(cell: Cell) -> str:
 
 
 def counts(sweep: Sweep) -> list[KindCount]:
-    """Stages of the plan by kind, with an estimate of the seconds that are left."""
-    total: Counter[str] = Counter()
-    done: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
-    for stage in sweep.plan.stages.values():
-        total[stage.kind] += 1
-        directory = sweep.store.at(stage)
-        if directory.done():
-            done[stage.kind] += 1
-            manifest = directory.manifest()
-            spent[stage.kind] += round(1000 * manifest.cost.wall_s) if manifest else 0
+    """Stages of the plan by kind, with an estimate of what is left."""
+    left = {k: s for k, s in sweep.plan.stages.items() if not sweep.store.at(s).done()}
+    estimates = estimates_of(sweep, left)
+    kinds: dict[str, list[str]] = {}
+    for key, stage in sweep.plan.stages.items():
+        kinds.setdefault(stage.kind, []).append(key)
     return [
         KindCount(
             kind=kind,
-            total=total[kind],
-            done=done[kind],
-            seconds=(total[kind] - done[kind]) * spent[kind] / 1000 / done[kind] if done[kind] else None,
+            total=len(kinds[kind]),
+            done=sum(key not in left for key in kinds[kind]),
+            estimate=total([estimates[key] for key in kinds[kind] if key in left]),
+            passes=tuple((left[key].label, estimates[key]) for key in kinds[kind] if key in left)
+            if kind == "features"
+            else (),
         )
         for kind in KIND_ORDER
-        if total[kind]
+        if kind in kinds
     ]
+
+
+def estimates_of(sweep: Sweep, stages: Mapping[str, Stage]) -> dict[str, Estimate]:
+    """What some stages of a sweep will take on the devices a run would use."""
+    if not stages:
+        return {}
+    history = read_history(sweep.store, {s.kind for s in stages.values()})
+    history.plan(sweep.plan.stages)
+    where = Where(gpu=bool(visible_gpus()), threads=sweep.settings.threads)
+    return {key: estimate(stage, history, where, sweep.plan.stages) for key, stage in stages.items()}
 
 
 def run_sweep(sweep: Sweep, watcher: Watcher) -> RunResult:

@@ -76,6 +76,7 @@ def _attempt(context: StageContext, lease: Lease, job: Job) -> Outcome:
         host=lease.owner.host,
         pid=lease.owner.pid,
         started=time.time(),
+        gpus=job.gpus,
     )
     directory.write_attempt(attempt)
     directory.fresh_out()
@@ -118,7 +119,8 @@ def close_interrupted(directory: StageDir) -> None:
     for attempt in directory.attempts():
         if attempt.outcome == "started":
             beat = max((b for b in beats if b >= attempt.started), default=attempt.started)
-            cost = Cost(wall_s=beat - attempt.started, attempts=1)
+            wall = beat - attempt.started
+            cost = Cost(wall_s=wall, gpu_s=wall * attempt.gpus, attempts=1)
             directory.write_attempt(
                 replace(attempt, outcome="failed", kind="killed", message="the process was ended", cost=cost)
             )

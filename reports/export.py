@@ -38,7 +38,7 @@ def cost_json(cells: Sequence[CellRow], lines: Iterable[CostLine]) -> Json:
     return {
         "device": device(cells),
         "total": {part: _plain(cost) for part, cost in total(cells).items()},
-        "total_device_s": dict(total_seconds(cells)),
+        "total_device_s": {part: _plain(seconds) for part, seconds in total_seconds(cells).items()},
         "cells": {c.name: _cell_cost(cell_cost(c, users)) for c in cells if c.stages},
         "methods": [_plain(line) for line in lines],
     }

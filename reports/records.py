@@ -12,14 +12,8 @@ from harness.files import read_json
 from harness.store import StageDir, Store
 from reports.rows import CellRow, Part, ScoreRow, StageUse, Status
 
-PARTS: Mapping[str, Part] = {
-    "features": "select",
-    "score": "select",
-    "select": "select",
-    "train": "train",
-    "evaluate": "eval",
-    "judge": "eval",
-}
+PARTS: Mapping[str, Part] = {"train": "train", "evaluate": "eval", "judge": "eval"}
+"""What a stage kind is paid for; every other kind serves the selection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +111,9 @@ def _use(store: Store, cell: Mapping[str, Any], stage: Mapping[str, Any]) -> Sta
 
 
 def _part(cell: Mapping[str, Any], stage: Mapping[str, Any]) -> Part:
-    """A training other than the cell's own is a warm-up: its selection needs it."""
-    return "select" if stage["kind"] == "train" and stage["key"] != cell["train"] else PARTS[stage["kind"]]
+    """A training other than the cell's own serves the selection: a warm-up, or the teaching of a scorer."""
+    taught = stage["kind"] == "train" and stage["key"] != cell["train"]
+    return "select" if taught else PARTS.get(stage["kind"], "select")
 
 
 def _why(store: Store, cell: Mapping[str, Any]) -> str:

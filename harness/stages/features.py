@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
+import sys
+import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,31 @@ import numpy.typing as npt
 from numpy.lib.format import open_memmap
 
 from harness.api import FeaturePass, PassContext
-from harness.files import write_atomic, write_json
+from harness.estimate import Where, estimate, say
+from harness.files import read_json, write_atomic, write_json
+from harness.history import read_history
 from harness.pool import Pool, open_pool
 from harness.registry import configured, feature_pass
 from harness.stages.context import Facts, StageContext
+from harness.store import stage_from_json
+from harness.types import Json, Stage
+
+log = logging.getLogger(__name__)
 
 Shard = dict[str, npt.NDArray[Any]]
 REASON = "failure"
 """Column of failure reasons within a shard."""
+SECONDS = "seconds taken"
+"""Column of one number within a shard: how long it took. It is kept there because a pass may be interrupted."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Joined:
+    """What the shards of a finished pass say besides their columns."""
+
+    failures: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    """How long each shard took, as far as it says so."""
 
 
 def run_features(context: StageContext) -> Facts:
@@ -29,14 +50,62 @@ def run_features(context: StageContext) -> Facts:
     shards = [(start, min(start + size, pool.n)) for start in range(0, pool.n, size)]
     files = [context.partial / f"shard-{start:09d}.npz" for start, _ in shards]
     resumed = sum(f.exists() for f in files)
-    feature = None
+    announce(context, pool.n, len(shards), resumed)
+    feature, opening = None, 0.0
     for i, ((start, stop), file) in enumerate(zip(shards, files, strict=True)):
         context.progress(i, len(shards), "shards")
         if not file.exists():
-            feature = feature or _opened(context)
-            _write_shard(file, *feature.run(pool, start, stop), rows=stop - start)
-    failures = _join(files, pool, context.out)
-    return {"shards": len(shards), "shards_resumed": resumed, "failures": dict(failures)}
+            before = time.perf_counter()
+            if feature is None:
+                feature = _opened(context)
+                opening = time.perf_counter() - before
+                before += opening
+            columns, reasons = feature.run(pool, start, stop)
+            _write_shard(file, columns, reasons, rows=stop - start, seconds=time.perf_counter() - before)
+    joined = _join(files, pool, context.out)
+    return {
+        "samples": pool.n,
+        "shards": len(shards),
+        "shards_resumed": resumed,
+        "failures": dict(joined.failures),
+        "device": context.device,
+        **_measured(joined, opening),
+    }
+
+
+def announce(context: StageContext, samples: int, shards: int, resumed: int) -> None:
+    """Say in the stage's log what is to be done, and what it is estimated to take."""
+    stage = context.stage
+    needed = {key: s for name, key in stage.inputs.items() if (s := _input_stage(context, name))}
+    where = Where(gpu=context.device.startswith("cuda"), threads=context.threads)
+    history = read_history(context.store, {stage.kind})
+    history.plan(needed)
+    log.info(
+        "%s: %d samples in %d shards, %d of them there already; all of it: %s",
+        stage.label,
+        samples,
+        shards,
+        resumed,
+        say(estimate(stage, history, where, needed)),
+    )
+
+
+def _input_stage(context: StageContext, name: str) -> Stage | None:
+    raw = read_json(context.store.input(context.stage, name).path / "spec.json")
+    return stage_from_json(raw) if raw else None
+
+
+def _measured(joined: Joined, opening: float) -> dict[str, Json]:
+    """Seconds to load the model, of all shards and of the slowest; memory at its peak where a GPU was used."""
+    facts: dict[str, Json] = {
+        "open_s": round(opening, 3),
+        "shards_s": round(sum(joined.seconds), 3),
+        "slowest_shard_s": round(max(joined.seconds, default=0.0), 3),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        facts["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return facts
 
 
 def _opened(context: StageContext) -> FeaturePass:
@@ -62,7 +131,7 @@ def _pass_context(context: StageContext) -> PassContext:
     )
 
 
-def _write_shard(file: Path, columns: Shard, reasons: list[str], *, rows: int) -> None:
+def _write_shard(file: Path, columns: Shard, reasons: list[str], *, rows: int, seconds: float) -> None:
     """Keep one shard, after checking that every column has a row a sample."""
     for name, values in columns.items():
         if len(values) != rows:
@@ -70,21 +139,23 @@ def _write_shard(file: Path, columns: Shard, reasons: list[str], *, rows: int) -
     if len(reasons) != rows:
         raise ValueError(f"{len(reasons)} failure reasons for {rows} samples")
     buffer = io.BytesIO()
-    np.savez(buffer, **{REASON: np.asarray(reasons, dtype=np.str_)}, **columns)  # type: ignore[arg-type]
+    told = {REASON: np.asarray(reasons, dtype=np.str_), SECONDS: np.asarray(seconds)}
+    np.savez(buffer, **told, **columns)  # type: ignore[arg-type]
     write_atomic(file, buffer.getvalue())
 
 
-def _join(files: list[Path], pool: Pool, out: Path) -> Counter[str]:
+def _join(files: list[Path], pool: Pool, out: Path) -> Joined:
     """Write `out/<column>.npy` and the failures; only one shard is in memory at a time."""
     targets: dict[str, npt.NDArray[Any]] = {}
-    failures: Counter[str] = Counter()
+    joined = Joined()
     failed: list[dict[str, Any]] = []
     at = 0
     for file in files:
         with np.load(file) as shard:
             reasons = shard[REASON]
+            joined.seconds += [float(shard[SECONDS])] if SECONDS in shard.files else []
             for name in shard.files:
-                if name == REASON:
+                if name in (REASON, SECONDS):
                     continue
                 values = shard[name]
                 if name not in targets:
@@ -92,13 +163,13 @@ def _join(files: list[Path], pool: Pool, out: Path) -> Counter[str]:
                     targets[name] = open_memmap(out / f"{name}.npy", mode="w+", dtype=values.dtype, shape=shape)
                 targets[name][at : at + len(values)] = values
         for i in np.flatnonzero(reasons != ""):
-            failures[str(reasons[i]).split(":")[0]] += 1
+            joined.failures[str(reasons[i]).split(":")[0]] += 1
             failed.append({"position": at + int(i), "reason": str(reasons[i])})
         at += len(reasons)
     for array in targets.values():
         array.flush()  # type: ignore[attr-defined]
     write_json(out / "failures.json", failed)
-    return failures
+    return joined
 
 
 def read_columns(folder: Path) -> dict[str, npt.NDArray[Any]]:

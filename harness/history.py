@@ -1,0 +1,126 @@
+"""What finished stages of a store took, as rates that the next ones can be estimated by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from harness.files import read_json
+from harness.keys import digest
+from harness.store import Store
+from harness.types import Cost, Stage
+
+Group = tuple[str, ...]
+LIGHT: Final = frozenset({"score", "select", "lessons", "judge"})
+"""Kinds that take about as long whatever they work on, so that any of them stands for the others."""
+
+
+@dataclass(slots=True)
+class Spent:
+    """Device-seconds, and what they were spent on."""
+
+    seconds: float = 0.0
+    units: float = 0.0
+    stages: int = 0
+
+
+@dataclass(slots=True)
+class History:
+    """Rates by groups of like stages."""
+
+    spent: dict[Group, Spent] = field(default_factory=dict)
+    flops: dict[bool, Spent] = field(default_factory=dict)
+    """Training's operations, by whether a GPU did them."""
+    backbones: dict[str, str] = field(default_factory=dict)
+    """Revision of the backbone by the key of its train stage."""
+
+    def plan(self, stages: Mapping[str, Stage]) -> None:
+        """Learn which backbones planned train stages train, for the sake of what will use their checkpoints."""
+        trains = {key: s for key, s in stages.items() if s.kind == "train"}
+        self.backbones |= {key: str(s.params["backbone"]) for key, s in trains.items()}
+
+    def seconds(self, stage: Stage, units: float, *, gpu: bool) -> float | None:
+        """Device-seconds that a stage like those of the past takes; None where there was none like it."""
+        for group in groups(stage.kind, stage.params, stage.inputs, self.backbones):
+            spent = self.spent.get((*group, _device(gpu)))
+            if spent and spent.units:
+                return spent.seconds / spent.units * units
+        return None
+
+    def rate(self, *, gpu: bool) -> float | None:
+        """Operations a second that training has reached here."""
+        spent = self.flops.get(gpu)
+        return spent.units / spent.seconds if spent and spent.seconds else None
+
+    def add(self, manifest: Mapping[str, Any]) -> None:
+        """Take a finished stage into account."""
+        stage, facts, cost = manifest["stage"], manifest["facts"], Cost(**manifest["cost"])
+        gpu = cost.gpu_s > 0
+        seconds = cost.gpu_s or cost.wall_s
+        if stage["kind"] == "train":
+            self.backbones[stage["key"]] = stage["params"]["backbone"]
+            if facts.get("flops") and not facts.get("resumed_from"):
+                _count(self.flops.setdefault(gpu, Spent()), seconds, facts["flops"])
+        units = _done_units(stage, facts)
+        for group in groups(stage["kind"], stage["params"], stage["inputs"], self.backbones) if units else ():
+            _count(self.spent.setdefault((*group, _device(gpu)), Spent()), seconds, units)
+
+
+def _count(spent: Spent, seconds: float, units: float) -> None:
+    spent.seconds += seconds
+    spent.units += units
+    spent.stages += 1
+
+
+def _device(gpu: bool) -> str:
+    return "gpu" if gpu else "cpu"
+
+
+def groups(
+    kind: str, params: Mapping[str, Any], inputs: Mapping[str, str], backbones: Mapping[str, str]
+) -> Iterator[Group]:
+    """What a stage is like, the closest likeness first."""
+    if kind == "features":
+        same = {k: v for k, v in params.items() if k != "pool"}
+        yield kind, digest([same, backbones.get(inputs.get("train.model", ""), "")])
+    elif kind in ("score", "select"):
+        yield kind, str(params["selector"]["name"]), str(params["pool"])
+    elif kind == "train":
+        yield kind, str(params["backbone"])
+    elif kind == "evaluate":
+        backbone = backbones.get(inputs.get("train.checkpoint", ""), "")
+        benchmark, limit = str(params["eval"]["benchmark"]), str(params["eval"].get("limit"))
+        yield kind, backbone, benchmark, limit
+        yield kind, backbone, limit
+    if kind in LIGHT:
+        yield (kind,)
+
+
+def training_samples(params: Mapping[str, Any], samples: float) -> float:
+    """Samples that a training sees, repetitions included."""
+    recipe = params["recipe"]
+    fixed = recipe.get("fixed_steps", 0) * recipe.get("global_batch", 0)
+    return float(fixed or samples * recipe.get("epochs", 1.0))
+
+
+def _done_units(stage: Mapping[str, Any], facts: Mapping[str, Any]) -> float:
+    """Samples of passes and trainings; any other stage is one."""
+    if stage["kind"] == "features":
+        return float(facts.get("samples", 0))
+    if stage["kind"] == "train":
+        return training_samples(stage["params"], stage["settings"]["samples"])
+    return 1.0
+
+
+def read_history(store: Store, kinds: Iterable[str]) -> History:
+    """The history of a store as far as stages of these kinds need it."""
+    history = History()
+    wanted = {"train", *kinds}  # whatever uses a checkpoint is like what used one of the same backbone
+    for kind in sorted(wanted, key=lambda k: k != "train"):
+        for file in sorted(Path(store.root, kind).glob("*/manifest.json")):
+            manifest = read_json(file)
+            if manifest:
+                history.add(manifest)
+    return history
