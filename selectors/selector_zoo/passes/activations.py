@@ -1,0 +1,111 @@
+"""The activations pass: what attention adds to the residual stream, averaged over a sample's image and its
+text (the features of COINCIDE, arXiv 2406.10995).
+
+For each of some decoder blocks the outputs of the attention's output projection, before they are added to the
+residual, are averaged over the image's tokens and over the text that follows it, put through tanh and scaled
+to length one; all of them together are scaled to length one again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.api import FeaturePass, Pool
+from harness.errors import HarnessError
+from harness.types import TrainSpec
+from llava_train.pool_index import PoolIndex
+from selector_zoo.passes.forward import ahead, build, stored_dtype
+from selector_zoo.passes.forward_samples import Sample, read_samples
+from selector_zoo.passes.square_view import SquareIndex
+
+Columns = dict[str, npt.NDArray[Any]]
+
+DECODERS = 8
+"""Threads that decode images for an accelerator; on a CPU it is one, so that the model keeps the cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationsConfig:
+    """Which blocks are read, and how a sample is shown."""
+
+    layers: tuple[int, ...] = ()
+    """Decoder blocks, from 0; empty: five at equal distances, 3, 7, 11, 15, 19 of 24."""
+    view: str = "square"
+    """One view of each image, padded to a square (`square`), or the tiles of training (`tiles`)."""
+    max_length: int = 12000
+    """Tokens of a sample after image expansion; longer ones lose text from the right."""
+    dtype: str = "auto"
+    """`float32`, `bfloat16`, or what config.json says (`auto`; 16 bits as bfloat16). Means are float32."""
+
+    def __post_init__(self) -> None:
+        allowed = {"view": ("square", "tiles"), "dtype": ("auto", "float32", "bfloat16")}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise HarnessError(f"activations: {name}={getattr(self, name)} is none of {', '.join(values)}.")
+        if self.max_length < 1:
+            raise HarnessError(f"activations: max_length={self.max_length} must be at least 1.")
+
+
+class ActivationsPass(FeaturePass):
+    """Runs the lower part of a LLaVA-OneVision over every sample, in packs and therefore without padding."""
+
+    name = "activations"
+    version = 1
+    Config = ActivationsConfig
+    limits = TrainSpec()
+    """`pack_tokens` and `pack_tiles` of one forward; they change nothing but speed and memory."""
+
+    def open(self) -> None:
+        """Load the model up to the last block that is read, its tokenizer and its image geometry."""
+        from selector_zoo.passes.activations_model import ActivationReader
+
+        folder = Path(self.context.model_path)
+        dtype = stored_dtype(folder) if self.config.dtype == "auto" else self.config.dtype
+        self._reader = ActivationReader.load(folder, dtype, self.context.device, tuple(self.config.layers))
+
+    def run(self, pool: Pool, start: int, stop: int) -> tuple[Columns, list[str]]:
+        """Columns for positions [start, stop).
+
+        `feature` (float16, (n, 2 * layers * width)): the image halves of all layers, then their text halves; of
+        length one, or shorter where a sample has no image (zeros) or its text was cut away. `n_image` and
+        `n_text` (int32): how many tokens were averaged.
+        """
+        kind = SquareIndex if self.config.view == "square" else PoolIndex
+        index = kind(
+            pool=pool,
+            tokenizer=self._reader.tokenizer,
+            geometry=self._reader.geometry,
+            max_length=self.config.max_length,
+        )
+        samples, reasons = read_samples(index, start, stop)
+        columns = self._empty(stop - start)
+        workers = 1 if self.context.device == "cpu" else DECODERS
+        for items, failed in ahead(lambda rows: build(index, samples, rows), self._packs(samples), workers):
+            reasons |= failed
+            for row, read in zip(items, self._reader(list(items.values())), strict=True):
+                if not np.isfinite(read.feature).all():
+                    reasons[row] = "not_finite"
+                    continue
+                columns["feature"][row] = read.feature
+                columns["n_image"][row], columns["n_text"][row] = read.n_image, read.n_text
+        return columns, [reasons.get(row, "") for row in range(stop - start)]
+
+    def _packs(self, samples: Mapping[int, Sample]) -> list[list[int]]:
+        """Rows that go through the model together: the longest first, as many as the limits allow."""
+        from llava_train.plan import pack
+
+        rows = list(samples)
+        tokens = np.array([len(samples[row].text.ids) for row in rows], dtype=np.int64)
+        tiles = np.array([samples[row].text.tiles for row in rows], dtype=np.int64)
+        return [[rows[i] for i in members] for members in pack(range(len(rows)), tokens, tiles, self.limits)]
+
+    def _empty(self, n: int) -> Columns:
+        """Columns in which nothing has been measured."""
+        columns: Columns = {name: np.full(n, -1, dtype=np.int32) for name in ("n_image", "n_text")}
+        return columns | {"feature": np.full((n, self._reader.width), np.nan, dtype=np.float16)}

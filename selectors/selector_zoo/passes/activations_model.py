@@ -1,0 +1,140 @@
+"""What the attention of a model writes for samples: outputs of output projections, averaged by image and text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.errors import HarnessError
+from llava_train.chat import Ids, Mask, Specials, specials
+from llava_train.model import PackedModel, load_backbone
+from llava_train.packs import Item, Pack, collate
+from llava_train.tiles import Geometry, blank
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """One sample through the model."""
+
+    feature: npt.NDArray[np.float16]
+    """(2 * layers * width,): image halves by layer, then text halves."""
+    n_image: int
+    n_text: int
+
+
+@dataclass(slots=True, kw_only=True)
+class ActivationReader:
+    """A model cut off above the last block that is read."""
+
+    packed: PackedModel
+    tokenizer: Any
+    geometry: Geometry
+    device: torch.device
+    layers: tuple[int, ...]
+
+    @classmethod
+    def load(cls, folder: Path, dtype: str, device: str, layers: tuple[int, ...]) -> ActivationReader:
+        """Load a LLaVA-OneVision folder onto a device; no `layers` are five at equal distances.
+
+        Raises HarnessError for blocks the model does not have.
+        """
+        from transformers import AutoTokenizer
+
+        model = load_backbone(folder, dtype).eval()
+        decoder = model.model.language_model
+        depth = len(decoder.layers)
+        layers = tuple(sorted(set(layers or spread_layers(depth))))
+        if layers[0] < 0 or layers[-1] >= depth:
+            raise HarnessError(f"activations: layers={list(layers)} of a model with {depth}: they count from 0.")
+        decoder.layers = decoder.layers[: layers[-1] + 1]
+        return cls(
+            packed=PackedModel(model.to(device)),
+            tokenizer=AutoTokenizer.from_pretrained(folder),
+            geometry=Geometry.from_config(model.config),
+            device=torch.device(device),
+            layers=layers,
+        )
+
+    @property
+    def width(self) -> int:
+        """Numbers in a feature."""
+        return 2 * len(self.layers) * int(self.packed.model.config.text_config.hidden_size)
+
+    def __call__(self, items: Sequence[Item]) -> list[Activations]:
+        """Read samples in one packed forward, or in several where memory runs out."""
+        return in_halves(self._read, items)
+
+    @torch.inference_mode()
+    def _read(self, items: Sequence[Item]) -> list[Activations]:
+        marks = specials(self.tokenizer)
+        pack = collate(items, marks.image, blank(self.geometry)).to(self.device)
+        written = torch.split(self._written(pack), [len(item.ids) for item in items], dim=1)
+        return [_averaged(states, item, marks) for states, item in zip(written, items, strict=True)]
+
+    def _written(self, pack: Pack) -> Tensor:
+        """What the attention of each layer adds for each token, (layers, T, d)."""
+        caught: list[Tensor] = []
+        decoder = self.packed.model.model.language_model
+        hooks = [
+            decoder.layers[i].self_attn.o_proj.register_forward_hook(lambda _, __, out: caught.append(out[0]))
+            for i in self.layers
+        ]
+        try:
+            self.packed.model.model(pack)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(caught)
+
+
+def spread_layers(depth: int) -> list[int]:
+    """Five blocks at sixths of a model's depth, as 3, 7, 11, 15 and 19 are of 24; fewer in a shallow model."""
+    return sorted({max(0, i * depth // 6 - 1) for i in range(1, 6)})
+
+
+def spans(ids: Ids, marks: Specials, *, has_image: bool) -> tuple[Mask, Mask]:
+    """A sample's image tokens, and the text that follows them; without an image, all after the system message."""
+    image = (ids == marks.image) & has_image
+    after = np.flatnonzero(image)[:1] if has_image else np.flatnonzero(ids == marks.start)[1:2]
+    text = (np.arange(len(ids)) >= (after[0] if len(after) else len(ids))) & ~image
+    return image, text
+
+
+def _averaged(states: Tensor, item: Item, marks: Specials) -> Activations:
+    """The feature of one sample from its states (layers, tokens, d)."""
+    masks = spans(item.ids, marks, has_image=len(item.images) > 0)
+    halves = torch.stack([_half(states, torch.from_numpy(mask).to(states.device)) for mask in masks])
+    feature = halves.flatten() / (2 * len(states)) ** 0.5
+    n_image, n_text = (int(mask.sum()) for mask in masks)
+    return Activations(feature=feature.half().cpu().numpy(), n_image=n_image, n_text=n_text)
+
+
+def _half(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean of some tokens' states in each layer, squashed and of length one, (layers, d); zeros for no token."""
+    if not mask.any():
+        return torch.zeros_like(states[:, 0], dtype=torch.float32)
+    return F.normalize(torch.tanh(states[:, mask].float().mean(dim=1)), dim=-1)
+
+
+def in_halves(work: Callable[[Sequence[Given]], list[Made]], items: Sequence[Given]) -> list[Made]:
+    """`work(items)`, in two parts, and those in two parts, where it runs out of memory."""
+    if not items:
+        return []
+    try:
+        return work(items)
+    except torch.OutOfMemoryError:
+        if len(items) == 1:
+            raise
+    half = len(items) // 2
+    return in_halves(work, items[:half]) + in_halves(work, items[half:])

@@ -1,0 +1,308 @@
+"""`coincide` against worked examples of its definition, and against a plain reading of the whole of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from selector_zoo.coincide import (
+    Coincide,
+    CoincideConfig,
+    budgets,
+    cluster_count,
+    imbalance,
+    members_of,
+    transferability,
+)
+
+from harness.api import Pool
+from harness.errors import HarnessError
+from harness.keys import mix64
+from harness.registry import configured
+from tests.support import write_pool
+
+N = 60
+Features = dict[str, dict[str, npt.NDArray[Any]]]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return write_pool(tmp_path_factory.mktemp("pool") / "pool", N)
+
+
+def made(**settings: Any) -> Coincide:
+    return Coincide(configured(Coincide, settings))
+
+
+def features(seed: int = 0, *, failed: tuple[int, ...] = (), copies: int = 1, d: int = 8) -> Features:
+    """Activations of N samples in four loose groups; some are copies, some failed."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(4, d))[rng.integers(0, 4, N)] + 0.5 * rng.normal(size=(N, d))
+    rows = np.repeat(rows, copies, axis=0)[:N]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[list(failed)] = np.nan
+    n_text = np.where(np.isnan(rows[:, 0]), -1, 5).astype(np.int32)
+    return {"activations": {"feature": rows.astype(np.float16), "n_text": n_text}}
+
+
+def kept(chosen: Coincide, pool: Pool, columns: Features, n: int, seed: int = 0) -> list[int]:
+    scores = chosen.score(pool, columns)
+    return [int(i) for i in chosen.select(pool, scores, columns, n, seed).positions]
+
+
+def text_centroids(*rows: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Centroids with these text halves, and image halves that would change everything."""
+    text = np.array(rows, dtype=np.float32)
+    return np.concatenate([np.arange(text.size, dtype=np.float32).reshape(text.shape) + 1, text], axis=1)
+
+
+def test_transferability_by_hand() -> None:
+    """Released: of the text halves, those above 0.9 left out."""
+    three = [(1.0, 0.0), (0.6, 0.8), (0.0, 1.0)]
+    found = transferability(text_centroids(*three), CoincideConfig())
+    assert found.tolist() == pytest.approx([0.3, 0.7, 0.4], abs=1e-6)
+    near = (0.995, math.sqrt(1 - 0.995**2))
+    found = transferability(text_centroids(*three, near), CoincideConfig())
+    wanted = [0.3, 0.6922999791, 0.2999583073, 0.3883874296]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert transferability(text_centroids((1, 0), (2, 0)), CoincideConfig()).tolist() == [0.0, 0.0]
+
+
+def test_transferability_as_written_is_of_the_whole_and_of_all_others() -> None:
+    rows = np.array([[1, 0, 0, 0], [0.8, 0, 0.6, 0], [0, 0, 0, 1]], dtype=np.float32)
+    found = transferability(rows, CoincideConfig(variant="paper"))
+    assert found.tolist() == pytest.approx([0.4, 0.4, 0.0], abs=1e-7)
+    assert transferability(rows[:1], CoincideConfig(variant="paper")).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_transferability_in_blocks_is_the_same(variant: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(37, 12)).astype(np.float32)
+    config = CoincideConfig(variant=variant, mask=0.5)
+    whole = transferability(rows, config)
+    assert transferability(rows, config, rows=5).tolist() == pytest.approx(whole.tolist(), abs=1e-15)
+    part = rows[:, 6:] if variant == "released" else rows
+    unit = part.astype(np.float64) / np.linalg.norm(part.astype(np.float64), axis=1, keepdims=True)
+    for i, value in enumerate(whole):
+        cosines = [float(unit[i] @ unit[j]) for j in range(37) if j != i]
+        counted = [c for c in cosines if c <= 0.5] if variant == "released" else cosines
+        assert value == pytest.approx(sum(counted) / len(counted), abs=1e-12)
+
+
+def plain_budgets(share: list[float], sizes: list[int], n: int, temperature: float) -> list[int]:
+    """Cluster by cluster, the softmax written out each time."""
+    taken = [0] * len(sizes)
+    while sum(taken) < n:
+        left = n - sum(taken)
+        waiting = [i for i in range(len(sizes)) if taken[i] < sizes[i]]
+        waiting.sort(key=lambda i: (-share[i], i))
+        while waiting:
+            top = max(share[i] for i in waiting)
+            weights = [math.exp((share[i] - top) / temperature) for i in waiting]
+            t = round(left * weights[0] / sum(weights))
+            take = min(t, sizes[waiting[0]] - taken[waiting[0]])
+            taken[waiting.pop(0)] += take
+            left -= take
+    return taken
+
+
+def shares(share: list[float], sizes: list[int], n: int) -> list[int]:
+    return budgets(np.array(share), np.array(sizes), n, 0.1)[0].tolist()
+
+
+def test_budgets_by_hand() -> None:
+    assert shares([0.3, 0.2, 0.1], [2, 5, 10], 10) == [2, 5, 3]
+    assert shares([0.11, 0.10], [10, 1], 8) == [7, 1]
+    assert budgets(np.array([0.11, 0.10]), np.array([10, 1]), 8, 0.1)[1] == 2
+    assert shares([0.5], [4], 4) == [4]
+    assert shares([], [], 0) == []
+
+
+@given(st.data())
+def test_budgets_are_those_of_the_plain_rule(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=9))
+    # Quarters of the temperature: many equal shares, and products far from a half where they are not.
+    share = [data.draw(st.integers(-8, 8)) / 40 for _ in sizes]
+    n = data.draw(st.integers(0, sum(sizes)))
+    found = shares(share, sizes, n)
+    assert sum(found) == n
+    assert all(0 <= f <= s for f, s in zip(found, sizes, strict=True))
+    assert found == plain_budgets(share, sizes, n, 0.1)
+
+
+def test_budgets_do_not_depend_on_the_numbers_of_clusters() -> None:
+    rng = np.random.default_rng(4)
+    share, sizes = rng.normal(size=30), rng.integers(1, 20, 30)
+    order = rng.permutation(30)
+    found, _ = budgets(share, sizes, 123, 0.1)
+    assert budgets(share[order], sizes[order], 123, 0.1)[0].tolist() == found[order].tolist()
+
+
+def test_enormous_shares_do_not_overflow() -> None:
+    found, _ = budgets(np.array([500.0, -500.0, 499.9]), np.array([3, 9, 4]), 9, 0.1)
+    assert found.tolist() == [3, 2, 4]
+
+
+def plain_choice(pool: Pool, columns: Features, labels: list[int], centroids: Any, n: int, c: CoincideConfig) -> list:
+    """COINCIDE from the clusters on, one number at a time."""
+    rows = columns["activations"]["feature"].astype(np.float64)
+    tie = mix64(pool.column("uid_hash64"), c.clustering_seed)
+    clusters = [[i for i in range(N) if labels[i] == k] for k in range(max(labels) + 1)]
+    clusters = [sorted(members, key=lambda i: tie[i]) for members in clusters]
+    transfer = transferability(centroids, c)
+    share, order = [], []
+    for k, members in enumerate(clusters):
+        m = len(members)
+        x = rows[members]
+        kernel = np.array([[math.exp(-float(((a - b) ** 2).sum()) / (2 * c.sigma**2)) for b in x] for a in x])
+        dense = kernel.mean()
+        if c.variant == "paper" and m > 1:
+            dense = (kernel.sum() - m) / (m * (m - 1))
+        share.append(float(transfer[k] / dense))
+        taken: list[int] = []
+        while len(taken) < m:
+            criteria = {}
+            for candidate in set(range(m)) - set(taken):
+                s = [*taken, candidate]
+                criteria[candidate] = kernel[np.ix_(s, s)].mean() - 2 * kernel[:, s].mean()
+            least = min(criteria.values())
+            taken.append(min(i for i, value in criteria.items() if value <= least + 1e-13))
+        order.append([members[i] for i in taken])
+    counts = plain_budgets(share, [len(m) for m in clusters], n, c.temperature)
+    return sorted(i for members, count in zip(order, counts, strict=True) for i in members[:count])
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("clusters", [1, 5, 20])
+def test_choices_are_those_of_the_plain_method(pool: Pool, variant: str, copies: int, clusters: int) -> None:
+    chosen = made(variant=variant, clusters=clusters)
+    columns = features(clusters, copies=copies)
+    scores = chosen.score(pool, columns)
+    labels = scores["cluster"].tolist()
+    rows = columns["activations"]["feature"].astype(np.float64)
+    for n in (1, 17, 40, N):
+        centroids = fixpoint(rows, labels)
+        found = chosen.select(pool, scores, columns, n, 0).positions
+        assert sorted(found.tolist()) == plain_choice(pool, columns, labels, centroids, n, chosen.config)
+
+
+def fixpoint(rows: npt.NDArray[np.float64], labels: list[int]) -> npt.NDArray[np.float32]:
+    """The centroids of settled clusters, from the rows they hold."""
+    sums = np.array([rows[np.array(labels) == k].sum(axis=0) for k in range(max(labels) + 1)])
+    return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_samples_that_failed_only_fill_up(pool: Pool) -> None:
+    columns = features(failed=(4, 20, 33))
+    chosen = made(clusters=5)
+    scores = chosen.score(pool, columns)
+    for name, missing in (("cluster", -1), ("rank", -1)):
+        assert np.flatnonzero(scores[name] == missing).tolist() == [4, 20, 33]
+    for name in ("transferability", "density"):
+        assert np.flatnonzero(np.isnan(scores[name])).tolist() == [4, 20, 33]
+    within = chosen.select(pool, scores, columns, N - 3, 0)
+    assert not {4, 20, 33} & set(within.positions.tolist())
+    assert (within.card["n_nan"], within.card["n_topup"]) == (3, 0)
+    beyond = chosen.select(pool, scores, columns, N - 1, 0)
+    assert beyond.card["n_topup"] == 2
+    assert len({4, 20, 33} & set(beyond.positions.tolist())) == 2
+    assert len(set(beyond.positions.tolist())) == N - 1
+
+
+def test_a_pool_of_failures_is_filled_up(pool: Pool) -> None:
+    assert len(set(kept(made(), pool, features(failed=tuple(range(N))), 7))) == 7
+
+
+def test_identical_samples_are_one_cluster(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    columns = features(copies=N)
+    chosen = made(clusters=6)
+    scores = chosen.score(pool, columns)
+    assert set(scores["cluster"].tolist()) == {0}
+    assert scores["density"].tolist() == [1.0] * N
+    assert "stayed empty" in caplog.text
+    order = np.argsort(scores["rank"])
+    tie = mix64(pool.column("uid_hash64"), 1234)
+    assert order.tolist() == np.argsort(tie).tolist()
+    assert len(set(kept(chosen, pool, columns, 11))) == 11
+
+
+def test_more_of_a_cluster_that_transfers_and_is_diverse(pool: Pool) -> None:
+    columns = features(3)
+    chosen = made(clusters=4)
+    scores = chosen.score(pool, columns)
+    share = scores["transferability"] / scores["density"]
+    counts = np.bincount(scores["cluster"][kept(chosen, pool, columns, 20)], minlength=4)
+    sizes = np.bincount(scores["cluster"])
+    best = int(scores["cluster"][np.argmax(share)])
+    assert counts[best] == max(counts) or counts[best] == sizes[best]
+    assert (scores["transferability"] <= 0.9).all()
+    assert ((scores["density"] > math.exp(-2)) & (scores["density"] <= 1)).all()
+
+
+@pytest.mark.parametrize("rule", ["mmd", "centroid", "random"])
+def test_other_rules_within_a_cluster(pool: Pool, rule: str) -> None:
+    columns = features(5)
+    scores = made(clusters=3, inside=rule).score(pool, columns)
+    rows = columns["activations"]["feature"].astype(np.float64)
+    tie = mix64(pool.column("uid_hash64"), 1234)
+    for k, members in enumerate(members_of(scores["cluster"], np.arange(N))):
+        places = scores["rank"][members]
+        assert sorted(places.tolist()) == list(range(len(members)))
+        centroid = fixpoint(rows, scores["cluster"].tolist())[k]
+        if rule == "centroid":
+            assert (np.diff((rows[members] @ centroid)[np.argsort(places)]) <= 1e-9).all()
+        if rule == "random":
+            assert (np.diff(tie[members][np.argsort(places)].astype(float)) >= 0).all()
+
+
+def test_as_many_clusters_as_in_the_release() -> None:
+    assert cluster_count(CoincideConfig(), 665_000) == 10_000
+    assert cluster_count(CoincideConfig(), 2_600_000) == 39_098
+    assert cluster_count(CoincideConfig(clusters=10_000), 2_600_000) == 10_000
+    assert cluster_count(CoincideConfig(), 20) == 1
+
+
+def test_imbalance_by_hand() -> None:
+    assert imbalance(np.array([5, 5, 5])) == 1.0
+    assert imbalance(np.array([3, 1])) == pytest.approx(1.25)
+    assert imbalance(np.array([], dtype=np.int64)) == 0.0
+
+
+def test_the_card_tells_about_clusters(pool: Pool) -> None:
+    columns = features(1)
+    chosen = made(clusters=4)
+    card = chosen.select(pool, chosen.score(pool, columns), columns, 3, 0).card
+    assert card["variant"] == "released"
+    assert card["n_clusters"] == 4
+    assert card["n_clusters_unused"] in range(4)
+    assert card["imbalance"] >= 1
+
+
+def test_the_pass_gets_what_was_set() -> None:
+    (ref,) = made(layers=(1, 2), view="tiles", max_length=99, model="warm").needs()
+    assert (ref.name, ref.model) == ("activations", "warm")
+    assert ref.config == {"layers": [1, 2], "view": "tiles", "max_length": 99}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"variant": "fixed"}, {"inside": "first"}, {"temperature": 0.0}, {"clusters": -1}, {"iterations": 0}],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(HarnessError, match=next(iter(settings))):
+        CoincideConfig(**settings)
+
+
+def test_columns_may_be_memory_mapped(pool: Pool, tmp_path: Path) -> None:
+    columns = features(2, failed=(8,))
+    for name, values in columns["activations"].items():
+        np.save(tmp_path / f"{name}.npy", values)
+    mapped = {"activations": {p.stem: np.load(p, mmap_mode="r") for p in tmp_path.glob("*.npy")}}
+    assert kept(made(clusters=4), pool, mapped, 25) == kept(made(clusters=4), pool, columns, 25)

@@ -1,0 +1,101 @@
+"""Greedy selection by maximum mean discrepancy against the formula, evaluated for every candidate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from selector_zoo import mmd
+from selector_zoo.mmd import Kernel, density, gaussian, greedy_order
+
+
+def column(*values: float) -> npt.NDArray[np.float16]:
+    return np.array(values, dtype=np.float16)[:, None]
+
+
+def plain_kernel(rows: npt.NDArray[Any], sigma: float) -> npt.NDArray[np.float64]:
+    x = rows.astype(np.float64)
+    return np.array([[np.exp(-((a - b) ** 2).sum() / (2 * sigma**2)) for b in x] for a in x])
+
+
+def plain_order(k: npt.NDArray[np.float64]) -> list[int]:
+    """The next member is the one with which the discrepancy is smallest; the first among equals."""
+    taken: list[int] = []
+    while len(taken) < len(k):
+        discrepancy = {}
+        for c in range(len(k)):
+            if c not in taken:
+                s = [*taken, c]
+                discrepancy[c] = k.mean() + k[np.ix_(s, s)].mean() - 2 * k[:, s].mean()
+        least = min(discrepancy.values())
+        taken.append(next(c for c, value in discrepancy.items() if value <= least + 1e-13))
+    return taken
+
+
+def order_of(rows: npt.NDArray[np.float16], sigma: float = 1.0, **settings: Any) -> list[int]:
+    kernel = Kernel.of(rows, sigma, **settings)
+    return np.argsort(greedy_order(kernel, kernel.row_means())).tolist()
+
+
+def unit_rows(n: int, d: int, seed: int) -> npt.NDArray[np.float16]:
+    rows = np.random.default_rng(seed).normal(size=(n, d))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def test_points_on_a_line_by_hand() -> None:
+    """Of 0, 1, 2 and 10 first the middle of the three, then the far one."""
+    assert order_of(column(0, 1, 2, 10))[:2] == [1, 3]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("sigma", [0.5, 1.0])
+def test_the_update_gives_what_the_formula_gives(seed: int, sigma: float) -> None:
+    rows = unit_rows(25, 4, seed)
+    assert order_of(rows, sigma) == plain_order(plain_kernel(rows, sigma))
+
+
+def test_copies_are_taken_in_their_order() -> None:
+    rows = np.repeat(unit_rows(6, 4, 9), 4, axis=0)
+    order = order_of(rows)
+    assert order == plain_order(plain_kernel(rows, 1.0))
+    for copies in range(0, 24, 4):
+        places = [order.index(i) for i in range(copies, copies + 4)]
+        assert places == sorted(places)
+    assert order_of(np.repeat(unit_rows(1, 4, 0), 5, axis=0)) == [0, 1, 2, 3, 4]
+
+
+def test_a_single_member_and_two() -> None:
+    assert order_of(column(3)) == [0]
+    assert order_of(column(0, 0.5)) == [0, 1]
+
+
+def test_a_kernel_computed_by_columns_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmd, "BLOCK", 4)
+    rows = unit_rows(23, 6, 3)
+    whole, parts = Kernel.of(rows, 1.0), Kernel.of(rows, 1.0, kept=5)
+    assert whole.matrix is not None
+    assert parts.matrix is None
+    assert np.allclose(whole.row_means(), parts.row_means(), rtol=0, atol=1e-15)
+    assert all(np.array_equal(whole.column(i), parts.column(i)) for i in range(23))
+    assert order_of(rows) == order_of(rows, kept=5)
+
+
+def test_the_kernel_is_exact_on_its_diagonal_and_between_copies() -> None:
+    rows = unit_rows(40, 300, 4)
+    k = gaussian(rows, rows, 1.0)
+    assert (k.diagonal() == 1).all()
+    assert np.array_equal(k, k.T)
+    np.testing.assert_allclose(k, plain_kernel(rows, 1.0), rtol=1e-12)
+    doubled = np.concatenate([rows, rows[::-1]])
+    assert np.array_equal(gaussian(doubled, rows, 1.0)[40:], k[::-1])
+
+
+def test_density_by_hand() -> None:
+    """Of (1, 0) and (0, 1): over all pairs, and over distinct ones."""
+    means = Kernel.of(np.eye(2, dtype=np.float16), 1.0).row_means()
+    assert density(means) == pytest.approx(0.6839397206, abs=1e-10)
+    assert density(means, distinct=True) == pytest.approx(0.3678794412, abs=1e-10)
+    one = Kernel.of(column(1), 1.0).row_means()
+    assert density(one) == density(one, distinct=True) == 1.0
