@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,9 @@ from eval_support import spec_of, tiny_checkpoint
 
 from harness.benchmarks import Benchmark
 
-TASK = Path(__file__).parents[2] / "examples" / "tabmwp_task"
+ROOT = Path(__file__).parents[2]
+TASK = ROOT / "examples" / "tabmwp_task"
+SUITE = ROOT / "conf" / "suite" / "tabmwp.yaml"
 DATA = Path(os.environ.get("SIEVEBENCH_TABMWP") or TASK.parents[2] / "shared" / "data" / "tabmwp")
 needs_data = pytest.mark.skipif(not (DATA / "test.json").is_file(), reason="set SIEVEBENCH_TABMWP to its folder")
 
@@ -78,9 +81,30 @@ def test_prompts_are_worded_as_the_pool_is() -> None:
     assert utils.doc_to_target(item) == "B"
 
 
+def test_the_docs_show_the_files_as_they_are() -> None:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Task files name functions."""
+
+    Loader.add_constructor("!function", lambda loader, node: node.value)
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    task, suite = (
+        yaml.load(block, Loader) for block in re.findall(r"```yaml\n((?:task|defaults):.*?)```", page, re.S)
+    )
+    file = yaml.load((TASK / "tabmwp.yaml").read_text(), Loader)
+    assert task == {name: file[name] for name in task}
+    assert set(file) - set(task) == {"lmms_eval_specific_kwargs"}
+    (told,), (entry,) = suite.pop("benchmarks"), (given := yaml.safe_load(SUITE.read_text())).pop("benchmarks")
+    assert suite == given
+    assert told == {"recompute": "mean", "scale": 100, **entry}
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert code in (TASK / "utils.py").read_text()
+
+
 @pytest.fixture(scope="module")
 def tabmwp(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
-    """The benchmark with its data, as docs/evaluation.md has it."""
+    """The benchmark with its data, as docs/benchmarks.md has it."""
     folder = tmp_path_factory.mktemp("tabmwp")
     for name in ("tabmwp.yaml", "utils.py"):
         shutil.copy(TASK / name, folder)
