@@ -10,6 +10,7 @@ from pathlib import Path
 from harness import main as entry
 from harness.compare_cli import add_compare_verb
 from harness.errors import HarnessError
+from harness.labelling_cli import add_label_verb
 from harness.pool_cli import add_export_verb, add_pool_verb
 
 Handler = Callable[[argparse.Namespace], int]
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="folder to write the report into")
     add_pool_verb(verbs)
     add_export_verb(verbs)
+    add_label_verb(verbs)
     add_compare_verb(verbs)
     _wandb_verbs(verbs)
     _check_verb(verbs)

@@ -45,7 +45,11 @@ def _rows(file: Path) -> Iterable[Row]:
         return rows
     if file.suffix not in (".jsonl", ".json"):
         raise HarnessError(f"label file {file} is neither .parquet nor .jsonl.")
-    return [_parsed(file, i, line) for i, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
+    return [
+        _parsed(file, i, line)
+        for i, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1)
+        if line.strip()
+    ]
 
 
 def _parsed(file: Path, number: int, line: str) -> Row:

@@ -51,7 +51,7 @@ def _workers(verb: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def _bar(text: str) -> Iterator[Callable[[int], None]]:
+def counter(text: str) -> Iterator[Callable[[int], None]]:
     """A counter of records on a terminal, nothing elsewhere."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -82,7 +82,7 @@ def _import(options: argparse.Namespace) -> int:
         raise HarnessError(f"{options.file} names images: say where they are with --images DIR.")
     if options.format != "hf" and (options.revision or options.subset):
         raise HarnessError("--revision and --subset are for data sets of the format hf.")
-    with _bar("import") as progress:
+    with counter("import") as progress:
         how = ImportOptions(
             name=options.name,
             strict=options.strict,
@@ -119,7 +119,7 @@ def _import(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from harness.pool_verify import verify_pool
 
-    with _bar("verify") as progress:
+    with counter("verify") as progress:
         verdict = verify_pool(options.pool, options.workers, progress)
     print(verdict.sentence)
     return 0 if verdict.whole else 1
@@ -128,7 +128,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from harness.pool_export import ExportOptions, export
 
-    with _bar("export") as progress:
+    with counter("export") as progress:
         how = ExportOptions(
             format=options.format, pool=options.pool, copy_images=options.copy_images, progress=progress
         )

@@ -66,14 +66,15 @@ def message(record: Record, query: str, spelling: Spelling) -> str:
     """The user message: pictures, conversation, and the query on a line of its own."""
     turns = record.conversations
     if spelling.image == "front" and record.images:
-        turns = tuple((role, _without_images(text)) for role, text in turns)
+        turns = tuple((role, without_images(text)) for role, text in turns)
     text = f"{flattened(turns, spelling)}\n{query}"
     if spelling.image == "front" and record.images:
         return f"{IMAGE_TOKEN * len(record.images)}\n{text}"
     return text
 
 
-def _without_images(text: str) -> str:
+def without_images(text: str) -> str:
+    """A turn without the placeholders of pictures and the newlines next to them."""
     return text.replace(f"{IMAGE_TOKEN}\n", "").replace(f"\n{IMAGE_TOKEN}", "").replace(IMAGE_TOKEN, "")
 
 
