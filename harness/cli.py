@@ -12,6 +12,7 @@ from harness.compare_cli import add_compare_verb
 from harness.errors import HarnessError
 from harness.labelling_cli import add_label_verb
 from harness.pool_cli import add_export_verb, add_pool_verb
+from harness.published import add_published_verb
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add_pool_verb(verbs)
     add_export_verb(verbs)
     add_label_verb(verbs)
+    add_published_verb(verbs)
     add_compare_verb(verbs)
     _wandb_verbs(verbs)
     _check_verb(verbs)

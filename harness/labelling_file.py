@@ -45,11 +45,8 @@ def _rows(file: Path) -> Iterable[Row]:
         return rows
     if file.suffix not in (".jsonl", ".json"):
         raise HarnessError(f"label file {file} is neither .parquet nor .jsonl.")
-    return [
-        _parsed(file, i, line)
-        for i, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1)
-        if line.strip()
-    ]
+    lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would break at signs that may be in texts
+    return [_parsed(file, i, line) for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def _parsed(file: Path, number: int, line: str) -> Row:

@@ -7,6 +7,7 @@ A released checkpoint only works with the very words it was trained on. They are
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
@@ -122,10 +123,8 @@ class PromptPack:
 
 def fill(template: str, **slots: str) -> str:
     """A template with its slots filled; other braces stay as they are, and what is filled in is not read again."""
-    for name, text in slots.items():
-        before, slot, after = template.partition(f"{{{name}}}")
-        template = before + text + after if slot else template
-    return template
+    pattern = "|".join(re.escape(f"{{{name}}}") for name in slots)
+    return re.sub(pattern, lambda found: slots[found[0][1:-1]], template)
 
 
 def text_digest(text: str) -> str:
