@@ -149,6 +149,15 @@ def test_a_killed_attempt_is_closed_and_charged_until_its_last_beat(directory: S
     assert directory.cost() == Cost(wall_s=10, attempts=1)
 
 
+def test_a_killed_attempt_pays_for_its_gpus(directory: StageDir) -> None:
+    os.utime(claim(directory, dead_owner()), (1010, 1010))
+    directory.write_attempt(Attempt(number=1, outcome="started", started=1000, gpus=4))
+    lease = Lease.take(directory.path)
+    assert lease is not None
+    close_interrupted(directory)
+    assert directory.cost() == Cost(wall_s=10, gpu_s=40, attempts=1)
+
+
 def test_an_unwritable_store_is_one_sentence(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")

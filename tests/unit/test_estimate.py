@@ -1,0 +1,216 @@
+"""Estimates: rates from finished stages, and the model of work where there are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from harness import work
+from harness.estimate import Estimate, Where, duration, estimate, say, total
+from harness.history import History, read_history
+from harness.miniworld import weights_dir
+from harness.pool import Pool
+from harness.store import Attempt, Store
+from harness.types import Cost, Json, Stage
+from harness.work import CPU_RATE, TOKENS_PER_WORD, Work, count_weights, mean_tokens, model_work, nominal_rate
+from llava_train.tiles import Geometry, tokens_of
+from tests.support import write_pool
+
+N = 40
+CPU = Where(gpu=False, threads=2)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return write_pool(tmp_path_factory.mktemp("pool") / "pool", N)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of 1,000 numbers in two files, whose images are 2 by 2 patches."""
+    folder = tmp_path_factory.mktemp("model")
+    save_file({"a": np.zeros((20, 30), np.float32), "b": np.zeros(100, np.float16)}, folder / "one.safetensors")
+    save_file({"c": np.zeros((3, 100), np.float32)}, folder / "two.safetensors", metadata={"format": "pt"})
+    config = {"vision_config": {"image_size": 8, "patch_size": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def features(pool: Pool, model: Path, name: str = "clip") -> Stage:
+    params: dict[str, Json] = {"pass": name, "config": {}, "pool": pool.digest, "model": "m"}
+    settings: dict[str, Json] = {"pool_path": pool.path, "model_path": str(model), "shard": 16}
+    return Stage(kind="features", version=1, params=params, settings=settings, label=name)
+
+
+def train(pool: Pool, model: Path, backbone: str = "b", **recipe: Json) -> Stage:
+    settings: dict[str, Json] = {"pool_path": pool.path, "backbone_path": str(model), "samples": 10}
+    params: dict[str, Json] = {"recipe": {"epochs": 2, **recipe}, "backbone": backbone}
+    return Stage(kind="train", version=1, params=params, settings=settings, label=backbone)
+
+
+def evaluate(train_key: str, benchmark: str = "x") -> Stage:
+    return Stage(
+        kind="evaluate",
+        version=1,
+        params={"eval": {"benchmark": benchmark, "limit": None}},
+        inputs={"train.checkpoint": train_key},
+        settings={"benchmark": {"n_items": 30}},
+        label=benchmark,
+    )
+
+
+def finish(store: Store, stage: Stage, facts: Mapping[str, Json], **cost: float) -> str:
+    """Complete a stage that took so long; returns its key."""
+    directory = store.at(stage)
+    directory.begin(stage)
+    directory.fresh_out()
+    directory.write_attempt(Attempt(number=1, outcome="done", cost=Cost(attempts=1, **cost)))  # type: ignore[arg-type]
+    directory.commit(stage, facts, {})
+    return directory.key
+
+
+def seconds(store: Store, stage: Stage, stages: Mapping[str, Stage] | None = None, where: Where = CPU) -> Estimate:
+    history = read_history(store, {stage.kind})
+    history.plan(stages or {})
+    return estimate(stage, history, where, stages or {})
+
+
+def test_a_pass_takes_what_it_took_on_another_pool(tmp_path: Path, pool: Pool, model: Path) -> None:
+    store = Store(tmp_path).create()
+    done = features(pool, model)
+    finish(store, replace(done, params={**done.params, "pool": "other"}), {"samples": 10}, wall_s=5.0)
+    found = seconds(store, done)
+    assert found.seconds == pytest.approx(5.0 / 10 * N)
+    assert found.basis == "history"
+    assert say(found) == "20 s of work, as measured here"
+
+
+@pytest.mark.parametrize("change", [{"model": "another"}, {"config": {"text": "q"}}, {"pass": "forward"}])
+def test_another_pass_model_or_setting_says_nothing(
+    tmp_path: Path, pool: Pool, model: Path, change: dict[str, Json]
+) -> None:
+    store = Store(tmp_path).create()
+    finish(store, features(pool, model), {"samples": N}, wall_s=5.0)
+    asked = features(pool, model)
+    assert seconds(store, replace(asked, params={**asked.params, **change})).basis == "cost model"
+
+
+def test_seconds_on_a_cpu_say_nothing_of_a_gpu(tmp_path: Path, pool: Pool, model: Path) -> None:
+    store = Store(tmp_path).create()
+    finish(store, features(pool, model), {"samples": N}, wall_s=5.0)
+    assert seconds(store, features(pool, model), where=Where(gpu=True)).basis == "cost model"
+
+
+def test_training_is_estimated_by_the_samples_it_sees(tmp_path: Path, pool: Pool, model: Path) -> None:
+    store = Store(tmp_path).create()
+    finish(store, train(pool, model), {}, wall_s=40.0)  # 10 samples, twice
+    longer = train(pool, model, fixed_steps=25, global_batch=4)
+    assert seconds(store, longer).seconds == pytest.approx(40.0 / 20 * 100)
+    assert seconds(store, train(pool, model, backbone="another")).basis == "cost model"
+
+
+def test_evaluation_takes_what_the_backbone_took(tmp_path: Path, pool: Pool, model: Path) -> None:
+    """The same benchmark is the best guide, another one of the same backbone the second best."""
+    store = Store(tmp_path).create()
+    key = finish(store, train(pool, model), {}, wall_s=1.0)
+    finish(store, evaluate(key), {"n": 30}, wall_s=8.0)
+    planned = {"new": train(pool, model, fixed_steps=1), "foreign": train(pool, model, backbone="another")}
+    assert seconds(store, evaluate("new"), planned).seconds == pytest.approx(8)
+    assert seconds(store, evaluate("new", "y"), planned).seconds == pytest.approx(8)
+    assert seconds(store, evaluate("foreign"), planned).basis == "cost model"
+
+
+def test_light_stages_stand_for_each_other(tmp_path: Path) -> None:
+    store = Store(tmp_path).create()
+    params: dict[str, Json] = {"selector": {"name": "random"}, "pool": "p", "budget": "5%"}
+    finish(store, Stage(kind="select", version=1, params=params), {}, wall_s=0.5)
+    other = Stage(kind="select", version=1, params=params | {"selector": {"name": "length"}, "pool": "q"})
+    assert seconds(store, other).seconds == pytest.approx(0.5)
+    assert seconds(Store(tmp_path / "empty").create(), other) == Estimate(seconds=None, basis="unknown")
+
+
+def test_the_model_of_work_by_hand(pool: Pool, model: Path) -> None:
+    assert count_weights(model) == 1000
+    words, images = pool.column("n_words").mean(), pool.column("n_images").mean()
+    tokens = TOKENS_PER_WORD * words + 4 * images
+    assert mean_tokens(pool.path, model) == pytest.approx(tokens)
+    found = model_work(pool.path, model, 7, per_token=6)
+    assert found is not None
+    assert found.tokens == pytest.approx(7 * tokens)
+    assert found.flops == pytest.approx(6 * 1000 * 7 * tokens)
+
+
+def test_a_folder_without_weights_has_no_work(tmp_path: Path, pool: Pool) -> None:
+    assert model_work(pool.path, tmp_path, 7, 2) is None
+
+
+def test_images_are_counted_as_the_backbone_cuts_them(pool: Pool) -> None:
+    """Four samples of five have one image of 24 by 16 pixels."""
+    folder = weights_dir("tiny")
+    lone = tokens_of(24, 16, Geometry.from_config(json.loads((folder / "config.json").read_text())))
+    words = TOKENS_PER_WORD * pool.column("n_words").mean()
+    assert mean_tokens(pool.path, folder) == pytest.approx(words + 0.8 * lone)
+
+
+def test_a_first_run_is_estimated_by_the_model(tmp_path: Path, pool: Pool, model: Path) -> None:
+    found = seconds(Store(tmp_path).create(), features(pool, model))
+    assert found.work is not None
+    assert found.work.flops == pytest.approx(2 * 1000 * N * mean_tokens(pool.path, model))
+    assert found.seconds == pytest.approx(found.work.flops / (2 * CPU_RATE))
+    assert say(found) == f"at least 0 s by the cost model ({found.work.flops:.1e} operations)"
+
+
+def test_the_rate_is_the_one_training_reached_here(tmp_path: Path, pool: Pool, model: Path) -> None:
+    store = Store(tmp_path).create()
+    finish(store, train(pool, model, backbone="another"), {"flops": 3000.0}, wall_s=3.0)
+    finish(store, train(pool, model, backbone="resumed"), {"flops": 9e9, "resumed_from": 5}, wall_s=1.0)
+    found = seconds(store, features(pool, model))
+    assert found.work is not None
+    assert found.seconds == pytest.approx(found.work.flops / 1000)
+
+
+def test_a_gpu_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "gpu_names", lambda: ("NVIDIA H100 80GB HBM3",))
+    large, small = int(7e9), int(5e8)
+    assert nominal_rate(large, gpu=True) == pytest.approx(0.4 * 989e12)
+    assert nominal_rate(small, gpu=True) == pytest.approx(0.2 * 989e12)
+    assert nominal_rate(large, gpu=True, training=True) == pytest.approx(0.25 * 989e12)
+    monkeypatch.setattr(work, "gpu_names", lambda: ("Something else",))
+    assert nominal_rate(large, gpu=True) is None
+
+
+def test_an_unknown_gpu_still_has_its_work_said(
+    tmp_path: Path, pool: Pool, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "gpu_names", tuple)
+    found = seconds(Store(tmp_path).create(), features(pool, model), where=Where(gpu=True))
+    assert found.seconds is None
+    assert "operations by the cost model, on a device of unknown speed" in say(found)
+
+
+def test_a_sum_is_as_sure_as_its_least_sure_part() -> None:
+    measured = Estimate(seconds=5, basis="history")
+    modelled = Estimate(seconds=7, basis="cost model", work=Work(samples=1, tokens=2, flops=3, weights=4))
+    unknown = Estimate(seconds=None, basis="unknown")
+    assert total([measured, measured]) == Estimate(seconds=10, basis="history")
+    assert total([measured, modelled]) == Estimate(seconds=12, basis="cost model")
+    assert total([modelled, modelled]).work == Work(samples=2, tokens=4, flops=6, weights=4)
+    assert say(total([measured, unknown])) == "not yet measured here"
+
+
+def test_durations_are_as_a_person_says_them() -> None:
+    assert [duration(s) for s in (0.4, 119, 150, 7100, 9000)] == ["0 s", "119 s", "2 min", "118 min", "2.5 h"]
+
+
+def test_history_counts_device_seconds(tmp_path: Path, pool: Pool, model: Path) -> None:
+    store = Store(tmp_path).create()
+    finish(store, features(pool, model), {"samples": N}, wall_s=5.0, gpu_s=20.0)
+    history: History = read_history(store, {"features"})
+    assert history.seconds(features(pool, model), N, gpu=True) == pytest.approx(20)
+    assert history.seconds(features(pool, model), N, gpu=False) is None

@@ -1,0 +1,120 @@
+"""The features stage: what it says before it starts, and what it measures of itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness import registry
+from harness.api import FeaturePass
+from harness.errors import HarnessError
+from harness.pool import Pool
+from harness.registry import Plugin
+from harness.stages import features as stage_module
+from harness.stages.features import read_columns
+from harness.store import Store
+from harness.types import Json, Stage
+from harness.worker import Job, run_stage
+from tests.support import write_pool
+
+N, SHARD = 40, 16
+
+
+class Words(FeaturePass):
+    """Counts words; every seventh sample fails."""
+
+    name = "words"
+    version = 1
+    Config = registry.feature_pass("tokens").cls.Config
+    identity = "none"
+    broken_from = N
+    """Shards from here on raise, as if someone had pulled a plug."""
+
+    def run(self, pool: Pool, start: int, stop: int) -> tuple[dict[str, Any], list[str]]:
+        if start >= self.broken_from:
+            raise HarnessError("no more")
+        reasons = ["odd: it is one" if i % 7 == 6 else "" for i in range(start, stop)]
+        return {"n": pool.column("n_words")[start:stop].copy()}, reasons
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    plugin = Plugin(name="words", distribution="t", cls=Words)
+    known = registry.feature_pass
+    for module in ("harness.stages.features", "harness.estimate"):
+        monkeypatch.setattr(f"{module}.feature_pass", lambda name: plugin if name == "words" else known(name))
+    pool = write_pool(tmp_path / "pool", N)
+    params: dict[str, Json] = {"pass": "words", "config": {}, "pool": pool.digest}
+    settings: dict[str, Json] = {"pool_path": pool.path, "model_path": "", "shard": SHARD}
+    return Stage(kind="features", version=1, params=params, settings=settings, label="words/small")
+
+
+def run(store: Store, stage: Stage) -> str:
+    return run_stage(store, stage, Job(name="features", stages=(stage,)), {})
+
+
+def facts(store: Store, stage: Stage) -> dict[str, Any]:
+    manifest = store.at(stage).manifest()
+    assert manifest is not None
+    return dict(manifest.facts)
+
+
+def test_a_pass_measures_itself(tmp_path: Path, stage: Stage) -> None:
+    store = Store(tmp_path / "store").create()
+    assert run(store, stage) == "done"
+    found = facts(store, stage)
+    assert (found["samples"], found["shards"], found["shards_resumed"]) == (N, 3, 0)
+    assert found["device"] == "cpu"
+    assert found["failures"] == {"odd": 5}
+    assert 0 < found["slowest_shard_s"] <= found["shards_s"] <= store.at(stage).cost().wall_s + 0.01
+    columns = read_columns(store.at(stage).out)
+    assert list(columns) == ["n"]
+    assert len(json.loads((store.at(stage).out / "failures.json").read_text())) == 5
+
+
+def test_what_an_interrupted_attempt_took_is_counted(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store").create()
+    clock = iter(np.arange(0, 1000, 2.0))
+    monkeypatch.setattr(stage_module.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(Words, "broken_from", SHARD)
+    assert run(store, stage) == "failed"
+    monkeypatch.setattr(Words, "broken_from", N)
+    assert run(store, stage) == "done"
+    found = facts(store, stage)
+    assert found["shards_resumed"] == 1
+    assert found["shards_s"] >= 6  # three shards of two seconds, though the last attempt computed but two
+    assert store.at(stage).cost().attempts == 2
+
+
+def test_the_log_says_what_is_coming(tmp_path: Path, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(tmp_path / "store").create()
+    with caplog.at_level(logging.INFO, "harness.stages.features"):
+        run(store, stage)
+    (first,) = [r.getMessage() for r in caplog.records if r.name == "harness.stages.features"]
+    assert (
+        first == "words/small: 40 samples in 3 shards, 0 of them there already; all of it: not yet measured here"
+    )
+    caplog.clear()
+    other = Stage(
+        kind="features", version=1, params={**stage.params, "pool": "q"}, settings=stage.settings, label="again"
+    )
+    with caplog.at_level(logging.INFO, "harness.stages.features"):
+        run(store, other)
+    assert "as measured here" in caplog.text
+
+
+def test_shards_of_before_times_were_kept_still_join(tmp_path: Path, stage: Stage) -> None:
+    store = Store(tmp_path / "store").create()
+    partial = store.at(stage).partial
+    partial.mkdir(parents=True)
+    np.savez(partial / f"shard-{0:09d}.npz", n=np.zeros(SHARD, np.int32), failure=np.array([""] * SHARD))
+    assert run(store, stage) == "done"
+    assert facts(store, stage)["shards_resumed"] == 1
+    assert read_columns(store.at(stage).out)["n"][:SHARD].tolist() == [0] * SHARD
