@@ -18,6 +18,7 @@ backbone before SFT where the paper has TinyLLaVA-2.0B, and as many samples a cl
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,6 +63,8 @@ class CoincideConfig:
     """Average size of a cluster, where their number is not given."""
     iterations: int = 50
     """Most rounds of k-means."""
+    fit_per_cluster: int = 256
+    """k-means runs on at most so many samples a cluster (faiss's default); the others join the nearest."""
     temperature: float = 0.1
     """Of the softmax over clusters; smaller favours the transferable and diverse more."""
     sigma: float = 1.0
@@ -78,7 +81,7 @@ class CoincideConfig:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise HarnessError(f"coincide: {name}={getattr(self, name)} is none of {', '.join(values)}.")
-        for name in ("samples_per_cluster", "iterations", "temperature", "sigma"):
+        for name in ("samples_per_cluster", "iterations", "fit_per_cluster", "temperature", "sigma"):
             if getattr(self, name) <= 0:
                 raise HarnessError(f"coincide: {name}={getattr(self, name)} must be more than 0.")
         if self.clusters < 0:
@@ -107,7 +110,8 @@ class Coincide(Selector):
         rows = columns["feature"]
         order = np.argsort(mix64(pool.column("uid_hash64"), c.clustering_seed), kind="stable")
         order = order[np.asarray(columns["n_text"])[order] >= 0]
-        found = spherical_kmeans(rows, cluster_count(c, len(order)), order, iterations=c.iterations)
+        k = cluster_count(c, len(order))
+        found = spherical_kmeans(rows, k, order, iterations=c.iterations, per_cluster=c.fit_per_cluster)
         _complain(found)
         made: Scores = {
             "cluster": found.labels,
@@ -208,14 +212,23 @@ def budgets(share: Floats, sizes: Ints, n: int, temperature: float) -> tuple[Int
     while (left := n - int(kept.sum())) > 0:
         open_ = np.flatnonzero(kept < sizes)
         order = open_[np.argsort(-share[open_], kind="stable")]
-        logits = share[order] / temperature
-        rest = np.logaddexp.accumulate(logits[::-1])[::-1]
-        for cluster, weight in zip(order, np.exp(logits - rest), strict=True):
-            take = min(round(left * float(weight)), int(sizes[cluster] - kept[cluster]))
+        for cluster, part in zip(order, inverse_weights(share[order] / temperature), strict=True):
+            take = min(round(left / part), int(sizes[cluster] - kept[cluster]))
             kept[cluster] += take
             left -= take
         rounds += 1
     return kept, rounds
+
+
+def inverse_weights(logits: Floats) -> list[float]:
+    """For each of descending logits, one over its weight in a softmax over itself and all that follow.
+
+    Equal logits give whole numbers, so that what is rounded half to even is a half.
+    """
+    sums = [1.0] * len(logits)
+    for i in range(len(logits) - 2, -1, -1):
+        sums[i] += math.exp(logits[i + 1] - logits[i]) * sums[i + 1]
+    return sums
 
 
 def imbalance(sizes: Ints) -> float:

@@ -29,6 +29,8 @@ NAMES = selector_names()
 
 GOLDEN: dict[tuple[str, int], str] = {
     ("clip_score", 1): "a3b7a0c1534c4cc43bbf9d6e1c2697277ffb600ad7c50aff588f91b9dcd141e0",
+    ("coincide", 1): "220e87caa13ebe4da1422a4d114a7320826401ca0c3b25f7c212b66d73f83d02",
+    ("e5v", 1): "e8b33d5d3c8358843ac34ce596281bbbd371fc8d82b238f5e5fab26ac0945d01",
     ("el2n", 1): "c7226f5b595ddacc57ef8efb5be795b1501008b55d2aea41d7e18b7c875fd917",
     ("full", 1): "ffa11ef7cbb6c8a309eff770874d2c219e7cd63bdbe2c65780582bbca5a621e5",
     ("length", 1): "558234310cf3948a3e6ec1ceb3d04776dfa54aef625b86ca7356d87f33cf92b7",
@@ -58,6 +60,10 @@ def synthetic(name: str, pool: Pool) -> dict[str, npt.NDArray[Any]]:
         styles = np.full((pool.n, 10), -1, dtype=np.int8)
         styles[:, 0], styles[::2, 1] = noise % 4, 4 + noise[::2] % 5
         return {"scores": (digits % 6).astype(np.float32), "styles": styles}
+    if name == "activations":
+        rows = np.stack([mix64(noise, i) / 2.0**63 - 1 for i in range(16)], axis=1)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return {"feature": rows.astype(np.float16), "n_text": (noise % 9).astype(np.int32) - 1}
     return {"cosine": np.where(pool.column("n_images") > 0, unit, np.nan).astype(np.float32)}
 
 

@@ -25,6 +25,7 @@ from harness.api import Pool
 from harness.errors import HarnessError
 from harness.keys import mix64
 from harness.registry import configured
+from tests import coincide_reference as plain
 from tests.support import write_pool
 
 N = 60
@@ -87,29 +88,8 @@ def test_transferability_in_blocks_is_the_same(variant: str) -> None:
     config = CoincideConfig(variant=variant, mask=0.5)
     whole = transferability(rows, config)
     assert transferability(rows, config, rows=5).tolist() == pytest.approx(whole.tolist(), abs=1e-15)
-    part = rows[:, 6:] if variant == "released" else rows
-    unit = part.astype(np.float64) / np.linalg.norm(part.astype(np.float64), axis=1, keepdims=True)
-    for i, value in enumerate(whole):
-        cosines = [float(unit[i] @ unit[j]) for j in range(37) if j != i]
-        counted = [c for c in cosines if c <= 0.5] if variant == "released" else cosines
-        assert value == pytest.approx(sum(counted) / len(counted), abs=1e-12)
-
-
-def plain_budgets(share: list[float], sizes: list[int], n: int, temperature: float) -> list[int]:
-    """Cluster by cluster, the softmax written out each time."""
-    taken = [0] * len(sizes)
-    while sum(taken) < n:
-        left = n - sum(taken)
-        waiting = [i for i in range(len(sizes)) if taken[i] < sizes[i]]
-        waiting.sort(key=lambda i: (-share[i], i))
-        while waiting:
-            top = max(share[i] for i in waiting)
-            weights = [math.exp((share[i] - top) / temperature) for i in waiting]
-            t = round(left * weights[0] / sum(weights))
-            take = min(t, sizes[waiting[0]] - taken[waiting[0]])
-            taken[waiting.pop(0)] += take
-            left -= take
-    return taken
+    wanted = plain.transferability(rows, released=variant == "released", mask=0.5)
+    assert whole.tolist() == pytest.approx(wanted, abs=1e-12)
 
 
 def shares(share: list[float], sizes: list[int], n: int) -> list[int]:
@@ -121,6 +101,7 @@ def test_budgets_by_hand() -> None:
     assert shares([0.11, 0.10], [10, 1], 8) == [7, 1]
     assert budgets(np.array([0.11, 0.10]), np.array([10, 1]), 8, 0.1)[1] == 2
     assert shares([0.5], [4], 4) == [4]
+    assert shares([0.2] * 6, [9] * 6, 3) == [0, 1, 0, 1, 0, 1]  # halves go to the even number
     assert shares([], [], 0) == []
 
 
@@ -133,7 +114,7 @@ def test_budgets_are_those_of_the_plain_rule(data: st.DataObject) -> None:
     found = shares(share, sizes, n)
     assert sum(found) == n
     assert all(0 <= f <= s for f, s in zip(found, sizes, strict=True))
-    assert found == plain_budgets(share, sizes, n, 0.1)
+    assert found == plain.budgets(share, sizes, n, 0.1)
 
 
 def test_budgets_do_not_depend_on_the_numbers_of_clusters() -> None:
@@ -149,35 +130,6 @@ def test_enormous_shares_do_not_overflow() -> None:
     assert found.tolist() == [3, 2, 4]
 
 
-def plain_choice(pool: Pool, columns: Features, labels: list[int], centroids: Any, n: int, c: CoincideConfig) -> list:
-    """COINCIDE from the clusters on, one number at a time."""
-    rows = columns["activations"]["feature"].astype(np.float64)
-    tie = mix64(pool.column("uid_hash64"), c.clustering_seed)
-    clusters = [[i for i in range(N) if labels[i] == k] for k in range(max(labels) + 1)]
-    clusters = [sorted(members, key=lambda i: tie[i]) for members in clusters]
-    transfer = transferability(centroids, c)
-    share, order = [], []
-    for k, members in enumerate(clusters):
-        m = len(members)
-        x = rows[members]
-        kernel = np.array([[math.exp(-float(((a - b) ** 2).sum()) / (2 * c.sigma**2)) for b in x] for a in x])
-        dense = kernel.mean()
-        if c.variant == "paper" and m > 1:
-            dense = (kernel.sum() - m) / (m * (m - 1))
-        share.append(float(transfer[k] / dense))
-        taken: list[int] = []
-        while len(taken) < m:
-            criteria = {}
-            for candidate in set(range(m)) - set(taken):
-                s = [*taken, candidate]
-                criteria[candidate] = kernel[np.ix_(s, s)].mean() - 2 * kernel[:, s].mean()
-            least = min(criteria.values())
-            taken.append(min(i for i, value in criteria.items() if value <= least + 1e-13))
-        order.append([members[i] for i in taken])
-    counts = plain_budgets(share, [len(m) for m in clusters], n, c.temperature)
-    return sorted(i for members, count in zip(order, counts, strict=True) for i in members[:count])
-
-
 @pytest.mark.parametrize("variant", ["released", "paper"])
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("clusters", [1, 5, 20])
@@ -187,10 +139,12 @@ def test_choices_are_those_of_the_plain_method(pool: Pool, variant: str, copies:
     scores = chosen.score(pool, columns)
     labels = scores["cluster"].tolist()
     rows = columns["activations"]["feature"].astype(np.float64)
+    ties = mix64(pool.column("uid_hash64"), 1234).tolist()
     for n in (1, 17, 40, N):
-        centroids = fixpoint(rows, labels)
-        found = chosen.select(pool, scores, columns, n, 0).positions
-        assert sorted(found.tolist()) == plain_choice(pool, columns, labels, centroids, n, chosen.config)
+        found = chosen.select(pool, scores, columns, n, 0).positions.tolist()
+        wanted = plain.keep(rows, labels, fixpoint(rows, labels), ties, n, released=variant == "released")
+        assert set(found) == wanted
+        assert len(found) == n
 
 
 def fixpoint(rows: npt.NDArray[np.float64], labels: list[int]) -> npt.NDArray[np.float32]:

@@ -11,6 +11,8 @@ import torch
 from selector_zoo import kmeans
 from selector_zoo.kmeans import nearest, spherical_kmeans
 
+from tests import coincide_reference as plain
+
 
 def unit_rows(n: int, d: int, seed: int, *, copies: int = 1) -> npt.NDArray[np.float16]:
     """Rows of length one, most of them near one of five directions; each comes `copies` times."""
@@ -18,29 +20,6 @@ def unit_rows(n: int, d: int, seed: int, *, copies: int = 1) -> npt.NDArray[np.f
     rows = rng.normal(size=(5, d))[rng.integers(0, 5, n)] + 0.4 * rng.normal(size=(n, d))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return np.repeat(rows, copies, axis=0).astype(np.float16)
-
-
-def plain_nearest(rows: npt.NDArray[Any], centroids: npt.NDArray[Any]) -> list[int]:
-    """One row and one centroid at a time; the first of the nearest."""
-    out = []
-    for row in rows.astype(np.float64):
-        products = [float(sum(row * centroid)) for centroid in centroids.astype(np.float64)]
-        out.append(next(i for i, p in enumerate(products) if p >= max(products) - 1e-12))
-    return out
-
-
-def plain_kmeans(rows: npt.NDArray[np.float16], order: list[int], k: int, iterations: int) -> list[list[int]]:
-    """Lloyd's algorithm as written, for data in which no cluster runs empty; members of each cluster."""
-    centroids = np.array([rows[i].astype(np.float64) for i in order[:k]])
-    for _ in range(iterations):
-        centroids = (centroids / np.linalg.norm(centroids, axis=1, keepdims=True)).astype(np.float32)
-        labels = plain_nearest(rows, centroids)
-        members = [[i for i, label in enumerate(labels) if label == c] for c in range(k)]
-        assert all(members)
-        centroids = np.array([sum(rows[i].astype(np.float64) for i in m) for m in members])
-    centroids = (centroids / np.linalg.norm(centroids, axis=1, keepdims=True)).astype(np.float32)
-    labels = plain_nearest(rows, centroids)
-    return [[i for i, label in enumerate(labels) if label == c] for c in range(k)]
 
 
 def members(labels: npt.NDArray[np.int32]) -> list[list[int]]:
@@ -52,7 +31,9 @@ def test_clusters_are_those_of_the_plain_algorithm(seed: int) -> None:
     rows = unit_rows(60, 7, seed)
     order = np.random.default_rng(seed).permutation(60)
     found = spherical_kmeans(rows, 4, order, iterations=6)
-    assert members(found.labels) == plain_kmeans(rows, order.tolist(), 4, 6)
+    labels, centroids = plain.kmeans(rows, order.tolist(), 4, 6)
+    assert found.labels.tolist() == labels
+    assert np.array_equal(found.centroids, centroids)
     assert found.sizes.tolist() == [len(m) for m in members(found.labels)]
     assert (found.reseeded, found.dropped) == (0, 0)
 
@@ -65,7 +46,7 @@ def test_each_row_goes_to_its_nearest_and_ties_to_the_lower_cluster() -> None:
     centroids[7], centroids[8] = centroids[2], centroids[0]  # exact ties
     centroids[5] = centroids[1] * np.float32(1 + 2e-7)  # nearer than float32 products can tell
     found = nearest(rows, centroids).tolist()
-    assert found == plain_nearest(rows, centroids)
+    assert found == plain.nearest(rows, centroids)
     assert not {7, 8} & set(found)
     assert 5 in found
 
@@ -75,7 +56,7 @@ def test_rounding_of_the_large_product_decides_nothing(monkeypatch: pytest.Monke
     rows, centroids = unit_rows(64, 32, 3), np.empty((2, 32), dtype=np.float32)
     centroids[:] = unit_rows(1, 32, 4)[0]
     centroids[1, 0] += 3e-6
-    wanted = plain_nearest(rows, centroids)
+    wanted = plain.nearest(rows, centroids)
     assert set(wanted) == {0, 1}
     made = torch.Tensor.__matmul__
 
@@ -116,7 +97,7 @@ def test_a_lloyd_step_never_makes_it_worse() -> None:
 
 
 def test_empty_clusters_start_again_where_rows_are_far() -> None:
-    """The first three rows are copies: two of three clusters are empty, and two directions lie far from the first."""
+    """The first three rows are copies: two of three clusters are empty, and two directions lie far away."""
     rows = np.array([[1, 0, 0]] * 6 + [[0, 1, 0]] * 3 + [[0, 0, 1]] * 2, dtype=np.float16)
     found = spherical_kmeans(rows, 3, np.arange(11), iterations=10)
     assert sorted(map(tuple, members(found.labels))) == [(0, 1, 2, 3, 4, 5), (6, 7, 8), (9, 10)]
@@ -151,7 +132,7 @@ def test_centroids_may_be_fitted_to_a_part(monkeypatch: pytest.MonkeyPatch) -> N
     part = spherical_kmeans(rows, 4, order, iterations=10, per_cluster=10)
     alone = spherical_kmeans(rows[order[:40]], 4, np.arange(40), iterations=10)
     assert np.array_equal(part.centroids, alone.centroids)
-    assert part.labels.tolist() == plain_nearest(rows, alone.centroids)
+    assert part.labels.tolist() == plain.nearest(rows, alone.centroids)
 
 
 def test_sums_of_float16_rows_are_exact_in_any_order() -> None:

@@ -10,28 +10,11 @@ import pytest
 from selector_zoo import mmd
 from selector_zoo.mmd import Kernel, density, gaussian, greedy_order
 
+from tests import coincide_reference as plain
+
 
 def column(*values: float) -> npt.NDArray[np.float16]:
     return np.array(values, dtype=np.float16)[:, None]
-
-
-def plain_kernel(rows: npt.NDArray[Any], sigma: float) -> npt.NDArray[np.float64]:
-    x = rows.astype(np.float64)
-    return np.array([[np.exp(-((a - b) ** 2).sum() / (2 * sigma**2)) for b in x] for a in x])
-
-
-def plain_order(k: npt.NDArray[np.float64]) -> list[int]:
-    """The next member is the one with which the discrepancy is smallest; the first among equals."""
-    taken: list[int] = []
-    while len(taken) < len(k):
-        discrepancy = {}
-        for c in range(len(k)):
-            if c not in taken:
-                s = [*taken, c]
-                discrepancy[c] = k.mean() + k[np.ix_(s, s)].mean() - 2 * k[:, s].mean()
-        least = min(discrepancy.values())
-        taken.append(next(c for c, value in discrepancy.items() if value <= least + 1e-13))
-    return taken
 
 
 def order_of(rows: npt.NDArray[np.float16], sigma: float = 1.0, **settings: Any) -> list[int]:
@@ -53,13 +36,13 @@ def test_points_on_a_line_by_hand() -> None:
 @pytest.mark.parametrize("sigma", [0.5, 1.0])
 def test_the_update_gives_what_the_formula_gives(seed: int, sigma: float) -> None:
     rows = unit_rows(25, 4, seed)
-    assert order_of(rows, sigma) == plain_order(plain_kernel(rows, sigma))
+    assert order_of(rows, sigma) == plain.greedy(plain.kernel(rows, sigma))
 
 
 def test_copies_are_taken_in_their_order() -> None:
     rows = np.repeat(unit_rows(6, 4, 9), 4, axis=0)
     order = order_of(rows)
-    assert order == plain_order(plain_kernel(rows, 1.0))
+    assert order == plain.greedy(plain.kernel(rows, 1.0))
     for copies in range(0, 24, 4):
         places = [order.index(i) for i in range(copies, copies + 4)]
         assert places == sorted(places)
@@ -87,7 +70,7 @@ def test_the_kernel_is_exact_on_its_diagonal_and_between_copies() -> None:
     k = gaussian(rows, rows, 1.0)
     assert (k.diagonal() == 1).all()
     assert np.array_equal(k, k.T)
-    np.testing.assert_allclose(k, plain_kernel(rows, 1.0), rtol=1e-12)
+    np.testing.assert_allclose(k, plain.kernel(rows, 1.0), rtol=1e-12)
     doubled = np.concatenate([rows, rows[::-1]])
     assert np.array_equal(gaussian(doubled, rows, 1.0)[40:], k[::-1])
 
