@@ -24,11 +24,11 @@ def heat_map(comparison: Comparison) -> Figure:
     """Left: Jaccard of each pair, with what random subsets would share in brackets; right: shares by source."""
     names = list(comparison.names)
     sources = [m for m in _source_measures(comparison) if m[0]][:_MOST]
-    k = len(names)
+    panel, margins = max(3.1, 0.65 * len(names)), 2.2 + 0.08 * max(map(len, names))
     with styled():
-        width, height = 4.4 + 1.25 * k, 1.2 + 0.42 * max(k, len(sources))
-        figure = Figure(figsize=(width, height), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(k, k))
+        size = (2 * panel + margins, 1.8 + 0.4 * max(len(names), len(sources)))
+        figure = Figure(figsize=size, layout="constrained")
+        left, right = figure.subplots(1, 2)
         _overlap(left, comparison, names)
         _sources(right, sources, names)
     return figure
@@ -36,10 +36,10 @@ def heat_map(comparison: Comparison) -> Figure:
 
 def _overlap(axes: Any, comparison: Comparison, names: list[str]) -> None:
     o = comparison.overlap
-    shown = o.jaccard.copy()
+    # One scale for all comparisons; the root, because overlaps are small.
+    shown = np.sqrt(o.jaccard)
     np.fill_diagonal(shown, np.nan)
-    top = max(float(np.nanmax(shown)) if len(names) > 1 else 0.0, 0.05)
-    axes.imshow(shown, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i in range(len(names)):
         for j in range(len(names)):
             text = (
@@ -47,9 +47,9 @@ def _overlap(axes: Any, comparison: Comparison, names: list[str]) -> None:
                 if i == j
                 else f"{o.jaccard[i, j]:.2f}\n({o.expected[i, j]:.2f})"
             )
-            _write(axes, i, j, text, dark=i != j and shown[i, j] > 0.6 * top)
+            _write(axes, i, j, text, dark=i != j and shown[i, j] > 0.6)
     _label(axes, names, names)
-    axes.set_title("Jaccard (expected at random)", fontsize=9)
+    axes.set_title("Jaccard of each pair\n(in brackets: expected at random)", fontsize=9)
 
 
 def _source_measures(comparison: Comparison) -> list[tuple[str, npt.NDArray[np.float64]]]:
@@ -66,9 +66,11 @@ def _sources(axes: Any, sources: list[tuple[str, npt.NDArray[np.float64]]], name
     axes.imshow(doublings, cmap="PuOr_r", vmin=-_DOUBLINGS, vmax=_DOUBLINGS, aspect="auto")
     for i in range(len(sources)):
         for j in range(len(names)):
-            _write(axes, i, j, f"{shares[i, j]:.1f}", dark=abs(doublings[i, j]) > 0.75 * _DOUBLINGS)
+            _write(axes, i, j, f"{shares[i, j]:.1f}", dark=abs(doublings[i, j]) > 0.65 * _DOUBLINGS)
     _label(axes, [f"{name}  {values[-1]:.1f}" for name, values in sources], names)
-    axes.set_title("% by source (beside its name: of the pool; orange: more, violet: less)", fontsize=9)
+    axes.set_title(
+        "% by source, the pool's beside its name\n(orange: more than the pool, violet: less)", fontsize=9
+    )
 
 
 def _write(axes: Any, i: int, j: int, text: str, *, dark: bool) -> None:
