@@ -36,6 +36,7 @@ GOLDEN: dict[tuple[str, int], str] = {
     ("length", 1): "558234310cf3948a3e6ec1ceb3d04776dfa54aef625b86ca7356d87f33cf92b7",
     ("mmssr", 1): "d63d372f99e3e61540c5b62b15f0cfbbc6f10dddb9534d769bba78506a1b3f44",
     ("ppl_mid", 1): "b87401067710da287495a2748f3033a7da0ae39d8006f940884838ba3b553c49",
+    ("ppl_si", 1): "b87401067710da287495a2748f3033a7da0ae39d8006f940884838ba3b553c49",
     ("random", 1): "6c76b381ad349ce8de4bc0e46e808fb512623adb31197a416d935de623ffb9b0",
     ("random_stratified", 1): "63e238e2da46ac8c58ed0b9b849005babc99e9a4a1b2cfde34039b62919cc477",
 }
