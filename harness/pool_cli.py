@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 
 
 def add_pool_verb(verbs: object) -> None:
-    """Add `pool import` and `pool verify` to the command line."""
+    """Add `pool import`, `pool verify` and `pool disturb` to the command line."""
     pool: argparse.ArgumentParser = verbs.add_parser("pool", help="make and check pools")  # type: ignore[attr-defined]
     actions = pool.add_subparsers(dest="action", required=True, metavar="ACTION")
     imported = actions.add_parser("import", help="make a pool of existing data")
@@ -31,6 +31,16 @@ def add_pool_verb(verbs: object) -> None:
     verify.add_argument("pool", type=Path)
     _workers(verify)
     verify.set_defaults(handler=_verify)
+    disturb = actions.add_parser("disturb", help="a new pool with copies and wrong samples among the others")
+    disturb.add_argument("pool", type=Path)
+    disturb.add_argument("--out", type=Path, required=True, help="folder of the new pool")
+    disturb.add_argument("--duplicate", metavar="SHARE", help="samples added again, for example 50%% or 200n")
+    disturb.add_argument("--wrong", metavar="SHARE", help="samples added with another sample's answers")
+    disturb.add_argument("--off-topic", metavar="SHARE", help="samples added with another sample's pictures")
+    disturb.add_argument("--seed", type=int, default=0, help="draws the samples")
+    disturb.add_argument("--name", default="", help="name of the new pool; that of the folder where left out")
+    _workers(disturb)
+    disturb.set_defaults(handler=_disturb)
 
 
 def add_export_verb(verbs: object) -> None:
@@ -123,6 +133,21 @@ def _verify(options: argparse.Namespace) -> int:
         verdict = verify_pool(options.pool, options.workers, progress)
     print(verdict.sentence)
     return 0 if verdict.whole else 1
+
+
+def _disturb(options: argparse.Namespace) -> int:
+    from harness.pool import open_pool
+    from harness.pool_disturb import DEFECTS, DisturbOptions, disturb_pool, truth_file
+    from harness.types import Budget
+
+    amounts = {d: Budget.parse(share) for d in DEFECTS if (share := getattr(options, d))}
+    pool = open_pool(options.pool)
+    with counter("disturb") as progress:
+        how = DisturbOptions(seed=options.seed, name=options.name, workers=options.workers, progress=progress)
+        made = disturb_pool(pool, options.out, amounts, how)
+    print(f"{made.path}: {made.n} records, {made.n - pool.n} of them added, digest {made.digest[:12]}")
+    print(f"what was added: {truth_file(options.out)}, not for selectors")
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:
