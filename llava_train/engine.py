@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from harness.keys import seed64
 from harness.types import TrainSpec
-from llava_train.lora import Moments
+from llava_train import lora
+from llava_train.lora import AdamState, Moments
 from llava_train.model import Losses, PackedModel
 from llava_train.packs import Pack
 from llava_train.world import World
@@ -149,15 +150,16 @@ class Engine:
         state: dict[str, Tensor] = self.model.model.state_dict()
         return state
 
-    def moments(self) -> dict[str, Moments]:
-        """Adam's moments by parameter name in memory; whole on every rank, gathered by all together."""
+    def adam(self) -> AdamState:
+        """Adam's state for adapters; whole on every rank, gathered by all together."""
         from deepspeed.utils import safe_get_full_optimizer_state as whole
 
-        return {
-            name: Moments(first=whole(parameter, "exp_avg"), second=whole(parameter, "exp_avg_sq"))
-            for name, parameter in self.model.model.named_parameters()
-            if parameter.requires_grad
+        moments = {
+            lora.parameter_name(name): Moments(first=whole(p, "exp_avg"), second=whole(p, "exp_avg_sq"))
+            for name, p in self.model.model.named_parameters()
+            if p.requires_grad
         }
+        return AdamState(moments=moments, step=self.steps, beta1=self.spec.beta1, beta2=self.spec.beta2)
 
     def step(self, step: int, packs: Sequence[Pack], batch: int = 0) -> StepResult:
         """Run this rank's packs of one global batch and update the weights once.

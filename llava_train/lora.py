@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,13 +26,14 @@ ADAPTER: Final = "default"
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
 MOMENTS: Final = "moments.safetensors"
+ADAM: Final = "adam.json"
 TARGETS: Final[Mapping[str, str]] = {
     "attention": r".*language_model\.layers\.\d+\.self_attn\.[qkvo]_proj",
     "linear": r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj",
 }
 """Which modules get adapters, as a pattern of their whole names in memory."""
 _PEFT: Final = "base_model.model."
-_PART: Final = re.compile(rf"^(.+)\.(lora_[AB])\.{ADAPTER}\.weight$")
+_PART: Final = re.compile(rf"^(.+)\.(lora_[AB])(\.{ADAPTER}\.weight)?$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,10 @@ class LowRank:
     """(outputs, r); PEFT calls it B."""
     scale: float
 
+    def to(self, device: str) -> LowRank:
+        """The same on a device, in float32."""
+        return replace(self, down=self.down.to(device).float(), up=self.up.to(device).float())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
@@ -52,6 +57,23 @@ class Moments:
 
     first: Tensor
     second: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamState:
+    """What Adam knew after the last step."""
+
+    moments: Mapping[str, Moments]
+    """By parameter, `MODULE.lora_A` and `MODULE.lora_B`."""
+    step: int
+    """Steps done."""
+    beta1: float
+    beta2: float
+
+    def to(self, device: str) -> AdamState:
+        """The same on a device."""
+        moved = {n: Moments(first=m.first.to(device), second=m.second.to(device)) for n, m in self.moments.items()}
+        return replace(self, moments=moved)
 
 
 def attach(model: Any, spec: TrainSpec) -> None:
@@ -98,8 +120,8 @@ def low_ranks(state: Mapping[str, Tensor], scale: float) -> dict[str, LowRank]:
     return {m: LowRank(down=p["lora_A"], up=p["lora_B"], scale=scale) for m, p in parts.items()}
 
 
-def save(state: Mapping[str, Tensor], moments: Mapping[str, Moments], spec: TrainSpec, out: Path) -> None:
-    """Write an adapter folder that PEFT loads; `state` and `moments` have names in memory.
+def save(state: Mapping[str, Tensor], adam: AdamState, spec: TrainSpec, out: Path) -> None:
+    """Write an adapter folder that PEFT loads; `state` has names in memory.
 
     The same values give the same bytes. `out` appears only when it is complete.
     """
@@ -110,9 +132,11 @@ def save(state: Mapping[str, Tensor], moments: Mapping[str, Moments], spec: Trai
     draft.mkdir(parents=True)
     parts = {_peft_name(name): _stored(state[name]) for name in sorted(state) if _PART.match(name)}
     save_file(parts, draft / WEIGHTS, metadata={"format": "pt"})
-    both = {"first": lambda m: m.first, "second": lambda m: m.second}
-    kept = {f"{_peft_name(n)}:{k}": _stored(take(moments[n])) for n in sorted(moments) for k, take in both.items()}
-    save_file(kept, draft / MOMENTS, metadata={"format": "pt"})
+    moments = {f"{_peft_name(n)}:first": _stored(m.first) for n, m in adam.moments.items()}
+    moments |= {f"{_peft_name(n)}:second": _stored(m.second) for n, m in adam.moments.items()}
+    save_file(dict(sorted(moments.items())), draft / MOMENTS, metadata={"format": "pt"})
+    told = {"step": adam.step, "beta1": adam.beta1, "beta2": adam.beta2}
+    (draft / ADAM).write_text(json.dumps(told) + "\n")
     described = {
         "peft_type": "LORA",
         "r": spec.lora_rank,
@@ -139,35 +163,37 @@ def load(folder: Path) -> dict[str, LowRank]:
     if not (folder / CONFIG).is_file():
         raise HarnessError(f"there is no adapter at {folder}: it has no {CONFIG}.")
     described = json.loads((folder / CONFIG).read_text())
-    state = {_memory_name(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    state = {parameter_name(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     return low_ranks(state, described["lora_alpha"] / described["r"])
 
 
-def load_moments(folder: Path) -> dict[tuple[str, str], Moments]:
-    """Adam's moments of a folder's adapters by (module, `lora_A` or `lora_B`).
+def load_adam(folder: Path) -> AdamState:
+    """The state of Adam that a folder's adapters were saved with.
 
-    Raises HarnessError where the adapter was saved without them.
+    Raises HarnessError where they were saved without it.
     """
     from safetensors.torch import load_file
 
     if not (folder / MOMENTS).is_file():
         raise HarnessError(f"the adapter {folder} has no {MOMENTS}: train it with this harness.")
     stored = load_file(folder / MOMENTS)
-    found: dict[tuple[str, str], Moments] = {}
-    for name in stored:
-        parameter, _, which = name.partition(":")
-        part = _PART.match(_memory_name(parameter))
-        if part and which == "first":
-            found[part[1], part[2]] = Moments(first=stored[name], second=stored[f"{parameter}:second"])
-    return found
+    names = [name.removesuffix(":first") for name in stored if name.endswith(":first")]
+    return AdamState(
+        moments={
+            parameter_name(name): Moments(first=stored[f"{name}:first"], second=stored[f"{name}:second"])
+            for name in names
+        },
+        **json.loads((folder / ADAM).read_text()),
+    )
+
+
+def parameter_name(name: str) -> str:
+    """`...q_proj.lora_A`, from either spelling of it in files and models."""
+    return name.removeprefix(_PEFT).removesuffix(".weight").removesuffix(f".{ADAPTER}")
 
 
 def _peft_name(name: str) -> str:
-    return _PEFT + name.removesuffix(f".{ADAPTER}.weight") + ".weight"
-
-
-def _memory_name(name: str) -> str:
-    return name.removeprefix(_PEFT).removesuffix(".weight") + f".{ADAPTER}.weight"
+    return f"{_PEFT}{parameter_name(name)}.weight"
 
 
 def _stored(tensor: Tensor) -> Tensor:

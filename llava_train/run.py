@@ -218,11 +218,11 @@ class _Run:
         request = self.request
         self.heartbeat.beat(len(self.batches), "export")
         state = self.engine.state()
-        moments = self.engine.moments() if request.spec.lora_rank else {}
+        adam = self.engine.adam() if request.spec.lora_rank else None
         if not self.world.leads:
             return self._report([], start)
-        if request.spec.lora_rank:
-            lora.save(state, moments, request.spec, request.out / "adapter")
+        if adam is not None:
+            lora.save(state, adam, request.spec, request.out / "adapter")
             state = lora.merged(state, request.spec)
         export(state, Path(request.backbone_path), request.out / "model", request.spec.dtype)
         rows = read_journal(request.partial / JOURNAL)

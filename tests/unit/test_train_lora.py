@@ -91,13 +91,14 @@ def test_the_merged_model_is_the_backbone_with_its_adapters(trained: Path) -> No
 
 
 def test_moments_are_those_of_every_adapter(trained: Path) -> None:
-    low, moments = lora.load(trained / "adapter"), lora.load_moments(trained / "adapter")
+    low, adam = lora.load(trained / "adapter"), lora.load_adam(trained / "adapter")
     assert len(low) == 7 * 4
-    assert set(moments) == {(module, part) for module in low for part in ("lora_A", "lora_B")}
+    assert set(adam.moments) == {f"{module}.{part}" for module in low for part in ("lora_A", "lora_B")}
+    assert (adam.step, adam.beta1, adam.beta2) == (4, 0.9, 0.999)
     for module, adapter in low.items():
         assert adapter.scale == 2.0
         for part, parameter in (("lora_A", adapter.down), ("lora_B", adapter.up)):
-            both = moments[module, part]
+            both = adam.moments[f"{module}.{part}"]
             assert both.first.shape == both.second.shape == parameter.shape
             assert both.first.dtype == torch.float32
             # By Cauchy-Schwarz over the steps, with beta1=0.9, beta2=0.999 and four steps.
@@ -110,10 +111,10 @@ def test_moments_are_adams(pool: Pool, tmp_path: Path) -> None:
     """One step from zero: the first is (1 - beta1) g and the second (1 - beta2) g squared, of the same g."""
     spec = replace(SPEC, fixed_steps=1, max_grad_norm=0.0)
     train(request(pool, tmp_path, spec))
-    for (_, part), both in lora.load_moments(tmp_path / "out/adapter").items():
+    for name, both in lora.load_adam(tmp_path / "out/adapter").moments.items():
         gradient = both.first / (1 - spec.beta1)
         torch.testing.assert_close(both.second, (1 - spec.beta2) * gradient**2, rtol=1e-4, atol=1e-12)
-        if part == "lora_A":  # the other factor is zero before the first step
+        if name.endswith("lora_A"):  # the other factor is zero before the first step
             assert not both.first.any()
 
 
@@ -141,7 +142,7 @@ def test_attention_alone_and_sixteen_bits(pool: Pool, tmp_path: Path) -> None:
     low = lora.load(tmp_path / "out/adapter")
     assert {module.split(".")[-1] for module in low} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert {a.up.dtype for a in low.values()} == {torch.bfloat16}
-    assert {m.first.dtype for m in lora.load_moments(tmp_path / "out/adapter").values()} == {torch.float32}
+    assert {m.first.dtype for m in lora.load_adam(tmp_path / "out/adapter").moments.values()} == {torch.float32}
     load_backbone(tmp_path / "out/model")
 
 
@@ -155,7 +156,7 @@ def test_a_run_without_adapters_leaves_none(pool: Pool, tmp_path: Path) -> None:
 def test_an_adapter_of_somewhere_else_may_have_no_moments(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
     with pytest.raises(HarnessError, match="has no moments"):
-        lora.load_moments(tmp_path)
+        lora.load_adam(tmp_path)
 
 
 @pytest.mark.parametrize(
