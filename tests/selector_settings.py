@@ -1,4 +1,4 @@
-"""Settings that some selectors cannot do without, and the small real things they name."""
+"""Settings that some selectors cannot do without, or not be tried quickly, and the small real things they name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ def mmssr_labels(folder: Path, uids: Sequence[str]) -> dict[str, Any]:
     return {"labels": str(file)}
 
 
-NEEDED: Mapping[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {"mmssr": mmssr_labels}
+def narrow_gradients(folder: Path, uids: Sequence[str]) -> dict[str, Any]:
+    """Gradients in fewer numbers."""
+    return {"width": 256}
+
+
+NEEDED: Mapping[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {"icons": narrow_gradients, "mmssr": mmssr_labels}
 
 
 def needed(name: str, folder: Path, uids: Sequence[str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ GOLDEN: dict[tuple[str, int], str] = {
     ("e5v", 1): "e8b33d5d3c8358843ac34ce596281bbbd371fc8d82b238f5e5fab26ac0945d01",
     ("el2n", 1): "c7226f5b595ddacc57ef8efb5be795b1501008b55d2aea41d7e18b7c875fd917",
     ("full", 1): "ffa11ef7cbb6c8a309eff770874d2c219e7cd63bdbe2c65780582bbca5a621e5",
+    ("icons", 1): "ba8615a491e64a21f8d790f83515b68d358ab5e5c9b0345f32fc6e9887854f31",
     ("length", 1): "558234310cf3948a3e6ec1ceb3d04776dfa54aef625b86ca7356d87f33cf92b7",
     ("mmssr", 1): "d63d372f99e3e61540c5b62b15f0cfbbc6f10dddb9534d769bba78506a1b3f44",
     ("ppl_mid", 1): "b87401067710da287495a2748f3033a7da0ae39d8006f940884838ba3b553c49",
@@ -65,6 +66,10 @@ def synthetic(name: str, pool: Pool) -> dict[str, npt.NDArray[Any]]:
         rows = np.stack([mix64(noise, i) / 2.0**63 - 1 for i in range(16)], axis=1)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         return {"feature": rows.astype(np.float16), "n_text": (noise % 9).astype(np.int32) - 1}
+    if name == "gradients":
+        rows = np.stack([mix64(noise, i) / 2.0**63 - 1 for i in range(64)], axis=1)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return {"gradient": rows.astype(np.float16), "norm": unit, "norm_projected": unit}
     return {"cosine": np.where(pool.column("n_images") > 0, unit, np.nan).astype(np.float32)}
 
 
