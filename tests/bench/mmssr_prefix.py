@@ -3,9 +3,9 @@
     python -m tests.bench.mmssr_prefix [--model DIR] [--device cpu] [--samples N] [--pool DIR]
 
 Without a model it takes miniworld's tiny backbone with random weights, without a pool miniworld's. Both ways put
-the same tokens to the same model with the same batching, decode the same number of tokens, and take turns; the last
-line is one JSON object. `speedup` is the time of the fifteen divided by that of the shared one (medians; CPU time of
-the process on a CPU, so that others on the machine do not count), `tokens_ratio` the same of prompt tokens.
+the same tokens to the same model with the same batching, decode the same number of tokens, and take turns; the
+last line is one JSON object. `speedup` is the time of the fifteen divided by that of the shared one (medians; on a
+CPU the process's CPU time, so that others on the machine do not count), `tokens_ratio` the same of prompt tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from selector_zoo.passes.mmssr import MmssrConfig, MmssrPass, asking
 from selector_zoo.passes.mmssr_model import Sample
-from selector_zoo.passes.mmssr_questions import Asked
+from selector_zoo.passes.mmssr_questions import tree
 
 from harness.api import PassContext
 from harness.pool import Pool, open_pool
@@ -58,7 +59,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     feature.open()
     pool = open_pool(args.pool or ensure_pool(400, 0, folder / "world"))
     shared = samples_of(feature, pool, args.samples)
-    single = [alone(sample, suffix) for sample in shared for suffix in sample.asked.suffixes]
+    single = [
+        replace(sample, asked=tree([sample.asked.prompt(i)]))
+        for sample in shared
+        for i in range(len(sample.asked.leaves))
+    ]
     seconds: dict[str, list[float]] = {"shared": [], "alone": []}
     for _ in range(args.repeats + 1):  # the first is to warm up
         answers, took = timed(feature, shared)
@@ -72,7 +77,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "benchmark": "mmssr_prefix",
         "samples": len(shared),
-        "questions": len(shared[0].asked.suffixes),
+        "questions": len(shared[0].asked.leaves),
         "device": args.device,
         "same_answers": float(same),
         "shared_s": round(once, 3),
@@ -89,12 +94,6 @@ def samples_of(feature: MmssrPass, pool: Pool, n: int) -> list[Sample]:
     found, failed = feature._decode(pool, records, asked, list(range(n)))
     assert not failed
     return list(found.values())
-
-
-def alone(sample: Sample, suffix: Any) -> Sample:
-    """One question with a prompt of its own."""
-    asked = Asked(prefix=sample.asked.prefix, suffixes=(suffix,))
-    return Sample(asked=asked, images=sample.images, sizes=sample.sizes)
 
 
 def timed(feature: MmssrPass, samples: list[Sample]) -> tuple[list[list[str]], float]:

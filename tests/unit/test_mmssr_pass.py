@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from selector_zoo.passes.mmssr_answers import (
     style_row,
 )
 from selector_zoo.passes.mmssr_model import Answerer, Sample
-from selector_zoo.passes.mmssr_questions import Asked, Spelling, ask, flattened, message, queries
+from selector_zoo.passes.mmssr_questions import Spelling, ask, flattened, message, queries, tree
 from selector_zoo.prompts import CAPABILITIES, STYLES
 
 from harness.api import PassContext
@@ -107,7 +108,7 @@ def stock_answer(model: Any, ids: Sequence[int], sample: Sample, tokens: int) ->
 
 @torch.inference_mode()
 def test_sharing_changes_no_answer(pool: Pool, feature: MmssrPass) -> None:
-    """Fifteen questions side by side on one cached prefix, against each alone through the stock model."""
+    """Fifteen questions as one tree, against each alone through the stock model."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
     stock = LlavaOnevisionForConditionalGeneration.from_pretrained(backbone(), dtype=torch.float32).eval()
@@ -116,13 +117,12 @@ def test_sharing_changes_no_answer(pool: Pool, feature: MmssrPass) -> None:
     for sample, answers in zip(rows, feature._answerer(rows), strict=True):
         assert len(answers) == 15
         for i in (0, 6, 13, 14):
-            ids = [*sample.asked.prefix, *sample.asked.suffixes[i]]
-            assert answers[i] == stock_answer(stock, ids, sample, 6), i
+            assert answers[i] == stock_answer(stock, sample.asked.prompt(i), sample, 6), i
     assert len({text for answers in feature._answerer(rows) for text in answers}) > 4
 
 
 @torch.inference_mode()
-def test_hidden_states_are_those_of_a_question_alone(
+def test_hidden_states_are_those_of_a_prompt_alone(
     pool: Pool, feature: MmssrPass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -136,14 +136,24 @@ def test_hidden_states_are_those_of_a_question_alone(
     monkeypatch.setattr(mmssr_model._Row, "extend", spy)
     (sample, other) = samples(feature, pool, [1, 4])
     feature._answerer([other, sample])
-    at = 0
-    together = seen[1][1]
-    for i, suffix in enumerate(sample.asked.suffixes):
+    together, asked = seen[0][1], sample.asked
+    starts = np.cumsum([0, *(len(s) for s in asked.segments)])
+    for i in range(len(asked.leaves)):
         seen.clear()
-        feature._answerer([Sample(asked=Asked(prefix=sample.asked.prefix, suffixes=(suffix,)),
-                                  images=sample.images, sizes=sample.sizes)])  # fmt: skip
-        torch.testing.assert_close(together[at : at + len(suffix)], seen[1][0], rtol=1e-4, atol=1e-4, msg=str(i))
-        at += len(suffix)
+        feature._answerer([replace(sample, asked=tree([asked.prompt(i)]))])
+        at = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in asked.path(asked.leaves[i])])
+        torch.testing.assert_close(together[at], seen[0][0], rtol=1e-4, atol=1e-4, msg=str(i))
+
+
+def test_a_tree_holds_every_prompt_and_no_token_twice() -> None:
+    words = ["abcxy1", "abcxz1", "abd1", "abd1", "q"]
+    asked = tree([np.array([ord(c) for c in word], dtype=np.int32) for word in words])
+    assert ["".join(map(chr, asked.prompt(i))) for i in range(5)] == words
+    assert ["".join(map(chr, s)) for s in asked.segments] == ["ab", "cx", "y1", "z1", "d", "1", "1", "q"]
+    assert asked.parents == (-1, 0, 1, 1, 0, 4, 4, -1)
+    assert len(set(asked.leaves)) == 5
+    alone = tree([np.arange(3, dtype=np.int32)])
+    assert (alone.leaves, alone.parents, alone.tokens) == ((0,), (-1,), 3)
 
 
 def test_batches_and_shards_change_nothing(pool: Pool, feature: MmssrPass) -> None:
@@ -163,19 +173,17 @@ def test_batches_and_shards_change_nothing(pool: Pool, feature: MmssrPass) -> No
 
 
 @pytest.mark.parametrize("spelling", WAYS)
-def test_a_question_is_its_prefix_and_its_own_rest(pool: Pool, spelling: Spelling) -> None:
+def test_a_question_in_a_tree_is_the_question_alone(pool: Pool, spelling: Spelling) -> None:
     for row in (0, 3, 4, 11):
         record = pool.record(row)
         counts = [geometry().lone_tokens] * len(record.images)
         asked = ask(tokenizer(), record, queries(SCORE, "Which styles?"), counts, spelling)
         for i, query in enumerate(queries(SCORE, "Which styles?")):
             alone = ask(tokenizer(), record, [query], counts, spelling)
-            whole = np.concatenate([alone.prefix, *alone.suffixes])
-            np.testing.assert_array_equal(whole, np.concatenate([asked.prefix, asked.suffixes[i]]))
-            assert len(asked.suffixes[i]) >= 1
+            np.testing.assert_array_equal(alone.prompt(0), asked.prompt(i))
         only_scores = ask(tokenizer(), record, queries(SCORE, ""), counts, spelling)
-        assert max(map(len, only_scores.suffixes)) < 40
-        assert (asked.prefix == specials(tokenizer()).image).sum() == sum(counts)
+        assert only_scores.tokens < 3 * len(only_scores.prompt(0))
+        assert (asked.segments[0] == specials(tokenizer()).image).sum() == sum(counts)
 
 
 def test_what_is_asked_is_what_training_saw(pool: Pool) -> None:
@@ -187,7 +195,7 @@ def test_what_is_asked_is_what_training_saw(pool: Pool) -> None:
         turns = [("human", message(record, "Rate it.", Spelling())), ("gpt", "4")]
         trained = encode(tokenizer(), turns, counts).ids
         asked = ask(tokenizer(), record, ["Rate it."], counts, Spelling())
-        ids = np.concatenate([asked.prefix, *asked.suffixes])
+        ids = asked.prompt(0)
         np.testing.assert_array_equal(trained[: len(ids)], ids)
         assert tokenizer().decode(trained[len(ids) :]) == "4<|im_end|>\n"
 
@@ -210,7 +218,7 @@ def test_pictures_stand_in_front_or_where_they_were() -> None:
     record = Record(uid="a", source="s", conversations=turns, images=("a.png",))
     assert message(record, "Q", Spelling()) == "<image>\nQuestion: Look. Answer: Yes.\nQ"
     assert message(record, "Q", Spelling(image="inline")) == "Question: Look.\n<image> Answer: Yes.\nQ"
-    ids = ask(tokenizer(), record, ["Q"], [3], Spelling(clean="charset", image="inline")).prefix
+    ids = ask(tokenizer(), record, ["Q"], [3], Spelling(clean="charset", image="inline")).prompt(0)
     marks = specials(tokenizer())
     at = np.flatnonzero(ids == marks.image)
     assert at.tolist() == list(range(at[0], at[0] + 3))
@@ -263,7 +271,7 @@ def test_a_squashed_view_is_one_tile(pool: Pool, feature: MmssrPass) -> None:
     released = opened(view="squash", clean="charset", image="inline")
     released._answerer = feature._answerer
     large = released._ask(pool, 1, pool.record(1))
-    assert (large.prefix == specials(tokenizer()).image).sum() == geometry().lone_tokens
+    assert (large.segments[0] == specials(tokenizer()).image).sum() == geometry().lone_tokens
     assert released.run(pool, 0, 3)[0]["scores"].shape == (3, 14)
 
 

@@ -174,11 +174,11 @@ class MmssrPass(FeaturePass):
 
     def _batches(self, asked: dict[int, Asked]) -> list[list[int]]:
         """Rows that go through the model together: the longest first, as many as the limit allows."""
-        longest = deque(sorted(asked, key=lambda row: -len(asked[row].prefix)))
+        longest = deque(sorted(asked, key=lambda row: -asked[row].tokens))
         batches: list[list[int]] = []
         while longest:
             first = asked[longest[0]]
-            size = max(1, self.tokens_at_once // (first.tokens + len(first.suffixes)))
+            size = max(1, self.tokens_at_once // (first.tokens + len(first.leaves)))
             batches.append([longest.popleft() for _ in range(min(size, len(longest)))])
         return batches
 
@@ -213,7 +213,8 @@ class MmssrPass(FeaturePass):
         """Image tokens of a prompt."""
         from llava_train.chat import specials
 
-        return int((asked.prefix == specials(self._answerer.tokenizer).image).sum())
+        image = specials(self._answerer.tokenizer).image
+        return sum(int((segment == image).sum()) for segment in asked.segments)
 
     def _empty(self, n: int) -> Columns:
         """Columns in which nothing has been answered."""

@@ -1,8 +1,8 @@
 """Several questions about one sample at the price of little more than one: what they share is encoded once.
 
-A sample is one row. Its prefix (picture, conversation, the common start of the questions) goes through the model
-and into the cache; then the rests of all questions follow in the same row, side by side. Every token sees the
-prefix and its own question, and counts its position as if the others were not there.
+A sample is one row: the tree of its prompts, segment after segment (`mmssr_questions.Asked`). Every token sees the
+segments on the way to its own, and counts its position as if the others were not there; so do the tokens of the
+answers, which all grow at the same time.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,9 +23,7 @@ from llava_train.packs import Item, collate
 from llava_train.tiles import Geometry, Tiles, blank
 from selector_zoo.passes.mmssr_questions import Asked
 
-SHARED: Final = 0
-"""Owner of a prefix token; question i owns its tokens as i + 1."""
-PADDING: Final = -1
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +38,21 @@ class Sample:
 
 @dataclass(slots=True)
 class _Row:
-    """What the language model has seen so far: its cache, and the owner of each cached token, (B, K)."""
+    """What the language model has seen so far: its cache, and the segment of each cached token, (B, K)."""
 
     language: Any
     cache: Any
+    related: Tensor
+    """Which segments (last) a segment sees, (B, segments, segments), bool; it is one of them."""
     owners: Tensor | None = field(default=None)
 
     def extend(self, embeddings: Tensor, positions: Tensor, owners: Tensor) -> Tensor:
-        """Send new tokens (B, T, d) through the model; their last hidden states, (B, T, d)."""
+        """Send new tokens (B, T, d) of segments (B, T) through the model; their last hidden states, (B, T, d)."""
         known = owners if self.owners is None else torch.cat([self.owners, owners], dim=1)
         seen, new = known.shape[1], owners.shape[1]
-        mine = (known[:, None, :] == SHARED) | (known[:, None, :] == owners[:, :, None])
+        rows = torch.arange(len(owners), device=owners.device)[:, None, None]
         at = torch.arange(seen, device=owners.device)
-        mask = mine & (at[None, :] <= at[seen - new :, None])
+        mask = self.related[rows, owners[:, :, None], known[:, None, :]] & (at <= at[seen - new :, None])
         self.owners = known
         hidden: Tensor = self.language(
             inputs_embeds=embeddings,
@@ -101,25 +102,23 @@ class Answerer:
 
     @torch.inference_mode()
     def _answers(self, samples: Sequence[Sample]) -> list[list[str]]:
-        """Prefill, then all questions at once, then a token of every answer at a time."""
+        """All prompts, then a token of every answer at a time."""
         from transformers import DynamicCache
 
-        config = self.model.config.text_config
-        row = _Row(self.model.model.language_model, DynamicCache(config=config))
-        prefixes = [_prefix(sample.asked) for sample in samples]
-        row.extend(self._with_images(prefixes, samples), *self._laid_out(prefixes)[1:])
-        suffixes = [_suffixes(sample.asked) for sample in samples]
-        ids, positions, owners = self._laid_out(suffixes)
-        hidden = row.extend(self._embed(ids), positions, owners)
-        last = self._tensor([_last(sample.asked) for sample in samples])
+        asked = [sample.asked for sample in samples]
+        cache = DynamicCache(config=self.model.config.text_config)
+        row = _Row(self.model.model.language_model, cache, self._tensor(_related(asked)).bool())
+        ids, positions, owners = (self._tensor(table) for table in _laid_out(asked))
+        hidden = row.extend(self._embedded(ids, samples), positions, owners)
+        last = self._tensor([_ends(a)[list(a.leaves)] for a in asked])
+        leaves = self._tensor([a.leaves for a in asked])
         answers = [self._next(torch.gather(hidden, 1, last[..., None].expand(-1, -1, hidden.shape[-1])))]
         at = torch.gather(positions, 1, last)
-        who = torch.arange(1, last.shape[1] + 1, device=self.device).expand_as(last)
         end = specials(self.tokenizer).end
         closed = answers[0] == end
         while len(answers) < self.max_new_tokens and not bool(closed.all()):
             at = at + 1
-            hidden = row.extend(self._embed(answers[-1]), at, who)
+            hidden = row.extend(self._embed(answers[-1]), at, leaves)
             answers.append(self._next(hidden))
             closed |= answers[-1] == end
         return [self._texts(told) for told in torch.stack(answers, dim=-1).tolist()]
@@ -139,9 +138,8 @@ class Answerer:
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
-    def _with_images(self, prefixes: Sequence[_Tokens], samples: Sequence[Sample]) -> Tensor:
-        """Embeddings of prefixes, image features in place; (B, P, d)."""
-        ids = self._laid_out(prefixes)[0]
+    def _embedded(self, ids: Tensor, samples: Sequence[Sample]) -> Tensor:
+        """Embeddings of rows, image features in place; (B, T, d)."""
         embeddings = self._embed(ids)
         pictured = [sample for sample in samples if sample.images]
         if not pictured:
@@ -155,46 +153,37 @@ class Answerer:
         embeddings[ids == image] = features
         return embeddings
 
-    def _laid_out(self, rows: Sequence[_Tokens]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, positions and owners of rows, padded on the right; each (B, T)."""
-        longest = max(len(row.ids) for row in rows)
-        shape = (len(rows), longest)
-        table = {"ids": np.zeros(shape), "positions": np.zeros(shape), "owners": np.full(shape, PADDING)}
-        for i, row in enumerate(rows):
-            for name, values in table.items():
-                values[i, : len(row.ids)] = getattr(row, name)
-        ids, positions, owners = (self._tensor(values) for values in table.values())
-        return ids, positions, owners
-
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self.device)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """Tokens of one row, with their positions and owners."""
-
-    ids: Any
-    positions: Any
-    owners: Any
-
-
-def _prefix(asked: Asked) -> _Tokens:
-    n = len(asked.prefix)
-    return _Tokens(asked.prefix, np.arange(n), np.full(n, SHARED))
-
-
-def _suffixes(asked: Asked) -> _Tokens:
-    lengths = [len(s) for s in asked.suffixes]
-    starts = len(asked.prefix)
-    return _Tokens(
-        np.concatenate(asked.suffixes),
-        np.concatenate([starts + np.arange(n) for n in lengths]),
-        np.repeat(np.arange(1, len(lengths) + 1), lengths),
-    )
+def _laid_out(rows: Sequence[Asked]) -> tuple[Ints, Ints, Ints]:
+    """Ids, positions and segments of trees, padded on the right with a segment of its own; each (B, T)."""
+    shape = (len(rows), max(row.tokens for row in rows))
+    ids, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    owners = np.full(shape, max(len(row.segments) for row in rows))
+    for i, row in enumerate(rows):
+        lengths = np.array([len(s) for s in row.segments])
+        depths = [int(lengths[row.path(s)[:-1]].sum()) for s in range(len(lengths))]
+        ids[i, : row.tokens] = np.concatenate(row.segments)
+        owners[i, : row.tokens] = np.repeat(np.arange(len(lengths)), lengths)
+        positions[i, : row.tokens] = np.concatenate(
+            [d + np.arange(n) for d, n in zip(depths, lengths, strict=True)]
+        )
+    return ids, positions, owners
 
 
-def _last(asked: Asked) -> list[int]:
-    """Where each question's last token stands among the suffixes."""
-    ends: list[int] = (np.cumsum([len(s) for s in asked.suffixes]) - 1).tolist()
-    return ends
+def _ends(row: Asked) -> Ints:
+    """Where the last token of each segment stands in a row."""
+    return np.cumsum([len(s) for s in row.segments]) - 1
+
+
+def _related(rows: Sequence[Asked]) -> Ints:
+    """Which segments (last axis) a segment sees: those on the way to it. Padding sees padding. (B, S + 1, S + 1)."""
+    size = max(len(row.segments) for row in rows) + 1
+    table = np.zeros((len(rows), size, size), dtype=np.int64)
+    for i, row in enumerate(rows):
+        for segment in range(len(row.segments)):
+            table[i, segment, row.path(segment)] = 1
+    table[:, -1, -1] = 1
+    return table

@@ -80,15 +80,57 @@ def without_images(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Several questions about one sample, as tokens; question i is `prefix` followed by `suffixes[i]`."""
+    """Several questions about one sample, as a tree of tokens: what prompts begin with in common is there once."""
 
-    prefix: Ids
-    suffixes: tuple[Ids, ...]
+    segments: tuple[Ids, ...]
+    """Runs of tokens; a prompt is the runs from the first to one of its own."""
+    parents: tuple[int, ...]
+    """The segment before each segment, which is always an earlier one; -1 before the first."""
+    leaves: tuple[int, ...]
+    """The last segment of each question, which is no other question's."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of all of it, the prefix counted once."""
-        return len(self.prefix) + sum(map(len, self.suffixes))
+        """Tokens of the tree."""
+        return sum(map(len, self.segments))
+
+    def path(self, segment: int) -> list[int]:
+        """The segments from the first to a given one."""
+        path = [segment]
+        while (before := self.parents[path[0]]) >= 0:
+            path.insert(0, before)
+        return path
+
+    def prompt(self, question: int) -> Ids:
+        """All tokens of one question."""
+        return np.concatenate([self.segments[s] for s in self.path(self.leaves[question])])
+
+
+def tree(prompts: Sequence[Ids]) -> Asked:
+    """Prompts laid over each other; the last token of each is always its own."""
+    segments: list[Ids] = []
+    parents: list[int] = []
+    leaves = [0] * len(prompts)
+
+    def grow(members: list[int], at: int, parent: int) -> None:
+        shared = _shared([prompts[m][at:] for m in members]) if len(members) > 1 else len(prompts[members[0]]) - at
+        if shared:
+            segments.append(prompts[members[0]][at : at + shared])
+            parents.append(parent)
+            parent = len(segments) - 1
+        if len(members) == 1:
+            leaves[members[0]] = parent
+            return
+        branches: dict[tuple[int, int], list[int]] = {}
+        for m in members:
+            rest = prompts[m][at + shared :]
+            own = m if len(rest) == 1 else -1
+            branches.setdefault((int(rest[0]), own), []).append(m)
+        for branch in branches.values():
+            grow(branch, at + shared, parent)
+
+    grow(list(range(len(prompts))), 0, -1)
+    return Asked(segments=tuple(segments), parents=tuple(parents), leaves=tuple(leaves))
 
 
 def ask(
@@ -101,8 +143,7 @@ def ask(
     """
     encode = _inline_ids if spelling.image == "inline" and image_tokens else prompt_ids
     prompts = [encode(tokenizer, message(record, query, spelling), image_tokens) for query in asked]
-    shared = _shared(prompts)
-    return Asked(prefix=prompts[0][:shared], suffixes=tuple(p[shared:] for p in prompts))
+    return tree(prompts)
 
 
 def _shared(prompts: Sequence[Ids]) -> int:
