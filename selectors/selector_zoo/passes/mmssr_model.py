@@ -179,7 +179,7 @@ def _ends(row: Asked) -> Ints:
 
 
 def _related(rows: Sequence[Asked]) -> Ints:
-    """Which segments (last axis) a segment sees: those on the way to it. Padding sees padding. (B, S + 1, S + 1)."""
+    """Which segments (last axis) a segment sees: those on the way to it. Padding sees itself. (B, S+1, S+1)."""
     size = max(len(row.segments) for row in rows) + 1
     table = np.zeros((len(rows), size, size), dtype=np.int64)
     for i, row in enumerate(rows):
