@@ -22,7 +22,10 @@ class Spent:
     """Device-seconds, and what they were spent on."""
 
     seconds: float = 0.0
+    """That grow with the units."""
     units: float = 0.0
+    fixed: float = 0.0
+    """That every stage takes whatever its size: loading a model and its libraries."""
     stages: int = 0
 
 
@@ -46,7 +49,7 @@ class History:
         for group in groups(stage.kind, stage.params, stage.inputs, self.backbones):
             spent = self.spent.get((*group, _device(gpu)))
             if spent and spent.units:
-                return spent.seconds / spent.units * units
+                return spent.fixed / spent.stages + spent.seconds / spent.units * units
         return None
 
     def rate(self, *, gpu: bool) -> float | None:
@@ -64,14 +67,23 @@ class History:
             if facts.get("flops") and not facts.get("resumed_from"):
                 _count(self.flops.setdefault(gpu, Spent()), seconds, facts["flops"])
         units = _done_units(stage, facts)
+        fixed = _fixed_share(facts, cost) * seconds
         for group in groups(stage["kind"], stage["params"], stage["inputs"], self.backbones) if units else ():
-            _count(self.spent.setdefault((*group, _device(gpu)), Spent()), seconds, units)
+            _count(self.spent.setdefault((*group, _device(gpu)), Spent()), seconds - fixed, units, fixed)
 
 
-def _count(spent: Spent, seconds: float, units: float) -> None:
+def _count(spent: Spent, seconds: float, units: float, fixed: float = 0.0) -> None:
     spent.seconds += seconds
     spent.units += units
+    spent.fixed += fixed
     spent.stages += 1
+
+
+def _fixed_share(facts: Mapping[str, Any], cost: Cost) -> float:
+    """Share of a pass's time that was not spent on its shards; 0 for stages that do not say."""
+    if "shards_s" not in facts or not cost.wall_s:
+        return 0.0
+    return max(0.0, 1 - float(facts["shards_s"]) / cost.wall_s)
 
 
 def _device(gpu: bool) -> str:

@@ -91,6 +91,15 @@ def test_a_pass_takes_what_it_took_on_another_pool(tmp_path: Path, pool: Pool, m
     assert say(found) == "20 s of work, as measured here"
 
 
+def test_loading_a_model_is_paid_once_whatever_the_pool(tmp_path: Path, pool: Pool, model: Path) -> None:
+    store = Store(tmp_path).create()
+    done = features(pool, model)
+    for i, size in enumerate((10, 20)):
+        part = replace(done, params={**done.params, "pool": f"other{i}"})
+        finish(store, part, {"samples": size, "shards_s": 0.5 * size}, wall_s=20 + 0.5 * size)
+    assert seconds(store, done).seconds == pytest.approx(20 + 0.5 * N)
+
+
 @pytest.mark.parametrize("change", [{"model": "another"}, {"config": {"text": "q"}}, {"pass": "forward"}])
 def test_another_pass_model_or_setting_says_nothing(
     tmp_path: Path, pool: Pool, model: Path, change: dict[str, Json]
