@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from harness.pool import Pool
+from harness.pool_import import import_llava_json
 from harness.pool_write import PoolWriter
 
 SOURCES = ("charts", "shapes", "text")
@@ -39,3 +41,14 @@ def write_pool(path: Path, n: int = 40, *, order: list[int] | None = None) -> Po
         for i in order if order is not None else range(n):
             assert writer.add(raw_record(i), lambda key: png(int(key.split(".")[0])))
     return writer.pool()
+
+
+def import_pool(folder: Path, n: int = 40) -> Pool:
+    """The same pool with its pictures left where they are, as files below `folder`."""
+    images = folder / "images"
+    images.mkdir()
+    for i in range(n):
+        (images / f"{i}.png").write_bytes(png(i))
+    file = folder / "data.json"
+    file.write_text(json.dumps([raw_record(i) for i in range(n)]))
+    return import_llava_json(file, images, folder / "pool").pool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ import yaml
 from harness import cli, pool_export, pool_hf_write
 from harness.errors import HarnessError
 from harness.files import write_json
-from harness.pool import Pool, open_pool
+from harness.pool import Pool
 from harness.pool_export import ExportOptions, Format, export
 from harness.pool_import import import_hf, import_llava_json, import_llava_yaml
 from harness.pool_write import PoolWriter
 from harness.stages.select import selection_card
 from harness.store import Store
 from harness.types import Json, Stage
-from tests.support import png, raw_record, write_pool
+from tests.support import import_pool, png, write_pool
 
 CHOSEN = np.array([7, 3, 31, 4, 0, 12, 25], dtype=np.int32)
 
@@ -58,15 +57,7 @@ def content(pool: Pool, positions: Any) -> list[Any]:
 
 @pytest.fixture(params=["inside", "files"])
 def pool(tmp_path: Path, request: pytest.FixtureRequest) -> Pool:
-    if request.param == "inside":
-        return write_pool(tmp_path / "pool", 40)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for i in range(40):
-        (folder / f"{i}.png").write_bytes(png(i))
-    file = tmp_path / "data.json"
-    file.write_text(json.dumps([raw_record(i) for i in range(40)]))
-    return import_llava_json(file, folder, tmp_path / "pool").pool
+    return write_pool(tmp_path / "pool") if request.param == "inside" else import_pool(tmp_path)
 
 
 def test_llava_json(tmp_path: Path, pool: Pool) -> None:
@@ -182,13 +173,7 @@ def test_user_errors_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for i in range(40):
-        (tmp_path / "images" / f"{i}.png").write_bytes(png(i))
-    file = tmp_path / "data.json"
-    file.write_text(json.dumps([raw_record(i) for i in range(40)]))
-    import_llava_json(file, tmp_path / "images", tmp_path / "pool")
-    select(tmp_path / "store", open_pool(tmp_path / "pool"))
+    select(tmp_path / "store", import_pool(tmp_path))
     (tmp_path / "images" / "31.png").unlink()
     with pytest.raises(HarnessError, match=r"image 31.png .* is gone: 'sievebench pool verify"):
         export(tmp_path / "store", "length/7n/s0", tmp_path / "out", ExportOptions(format="hf"))
