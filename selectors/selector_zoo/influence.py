@@ -63,7 +63,8 @@ def _blocks(rows: npt.NDArray[Any]) -> Any:
 
 def _read(rows: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
     """Some rows; those of a memory-mapped file through a read, which fills no memory with pages of it."""
-    if not (isinstance(rows, np.memmap) and isinstance(rows.base, mmap.mmap) and rows.flags.c_contiguous):
+    owner: Any = rows.base  # of a slice of a mapped array it is the array, whose offset the slice shares wrongly
+    if not (isinstance(rows, np.memmap) and isinstance(owner, mmap.mmap) and rows.flags.c_contiguous):
         return np.asarray(rows[start:stop])
     offset = rows.offset + start * rows.strides[0]
     count = (stop - start) * rows[0].size
