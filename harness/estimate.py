@@ -111,14 +111,15 @@ def _sum(works: list[Work]) -> Work:
 
 def say(estimate: Estimate) -> str:
     """An estimate in words, with what it is known from."""
-    work = f"{estimate.work.flops:.1e} operations" if estimate.work else ""
+    done = estimate.work
+    work = f"{done.flops:.1e} FLOP, {done.tokens:.1e} tokens" if done else ""
     if estimate.basis == "history":
         return f"{duration(estimate.seconds or 0)} of work, as measured here"
     if estimate.basis == "unknown":
         return "not yet measured here"
     if estimate.seconds is None:
-        return f"{work} by the cost model, on a device of unknown speed"
-    return f"at least {duration(estimate.seconds)} by the cost model" + (f" ({work})" if work else "")
+        return f"{work} by cost model, on a device of unknown speed"
+    return f"at least {duration(estimate.seconds)} by cost model" + (f": {work}" if work else "")
 
 
 def duration(seconds: float) -> str:

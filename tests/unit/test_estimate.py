@@ -172,7 +172,8 @@ def test_a_first_run_is_estimated_by_the_model(tmp_path: Path, pool: Pool, model
     assert found.work is not None
     assert found.work.flops == pytest.approx(2 * 1000 * N * mean_tokens(pool.path, model))
     assert found.seconds == pytest.approx(found.work.flops / (2 * CPU_RATE))
-    assert say(found) == f"at least 0 s by the cost model ({found.work.flops:.1e} operations)"
+    said = f"{found.work.flops:.1e} FLOP, {found.work.tokens:.1e} tokens"
+    assert say(found) == f"at least 0 s by cost model: {said}"
 
 
 def test_the_rate_is_the_one_training_reached_here(tmp_path: Path, pool: Pool, model: Path) -> None:
@@ -200,7 +201,7 @@ def test_an_unknown_gpu_still_has_its_work_said(
     monkeypatch.setattr(work, "gpu_names", tuple)
     found = seconds(Store(tmp_path).create(), features(pool, model), where=Where(gpu=True))
     assert found.seconds is None
-    assert "operations by the cost model, on a device of unknown speed" in say(found)
+    assert "tokens by cost model, on a device of unknown speed" in say(found)
 
 
 def test_a_sum_is_as_sure_as_its_least_sure_part() -> None:

@@ -69,6 +69,7 @@ class GradientsPass(FeaturePass):
     name = "gradients"
     version = 1
     Config = GradientsConfig
+    work = 6.0
     limits = TrainSpec()
     """`pack_tokens` and `pack_tiles` of one backward; they change nothing but speed and memory."""
 
