@@ -84,6 +84,11 @@ def clip_columns(n: int, rng: np.random.Generator) -> Mapping[str, Columns]:
     return {"clip": {"cosine": cosine}}
 
 
+def e5v_columns(n: int, rng: np.random.Generator) -> Mapping[str, Columns]:
+    """Cosines as those of CLIP: the selector reads nothing else."""
+    return {"e5v": clip_columns(n, rng)["clip"]}
+
+
 def mmssr_columns(n: int, rng: np.random.Generator) -> Mapping[str, Columns]:
     """Whole scores, half of them 0 and one in a thousand unknown; one to three of nine unequal styles."""
     scores = rng.choice(6, (n, 14), p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1]).astype(np.float32)
@@ -112,6 +117,7 @@ def by_mmssr(pool: Pool, features: Mapping[str, Columns], score: npt.NDArray[Any
 
 CASES: dict[str, Case] = {
     "clip_score": Case(columns=clip_columns, reference=by_band("top")),
+    "e5v": Case(columns=e5v_columns, reference=by_band("top")),
     "mmssr": Case(columns=mmssr_columns, reference=by_mmssr, reference_n=6_000),
     "ppl_mid": Case(columns=forward_columns, reference=by_band("middle")),
 }
