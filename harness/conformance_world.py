@@ -166,7 +166,7 @@ def _model(alias: str, folder: Path) -> str:
     """The folder of the model a pass asks for; the tiny backbone stands for the backbone of a cell."""
     if not alias:
         return ""
-    if alias not in ("mid", "warm"):
+    if alias not in ("mid", "warm", "trained"):
         path, _, revision = alias.partition("@")
         return str(model_folder(alias, path, revision))
     try:
