@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 
 from harness import work
+from harness.benchmarks import LMMS14, Suite
+from harness.cells import Cell
+from harness.config import RunSettings
+from harness.console import show_plan
 from harness.estimate import Estimate, Where, duration, estimate, say, total
 from harness.history import History, read_history
 from harness.miniworld import weights_dir
 from harness.pool import Pool
+from harness.registry import selector_spec
 from harness.store import Attempt, Store
-from harness.types import Cost, Json, Stage
+from harness.sweep import Sweep, plan_sweep
+from harness.types import Backbone, Budget, Cost, Json, Stage, TrainSpec
 from harness.work import CPU_RATE, TOKENS_PER_WORD, Work, count_weights, mean_tokens, model_work, nominal_rate
 from llava_train.tiles import Geometry, tokens_of
 from tests.support import write_pool
@@ -224,3 +233,63 @@ def test_history_counts_device_seconds(tmp_path: Path, pool: Pool, model: Path) 
     history: History = read_history(store, {"features"})
     assert history.seconds(features(pool, model), N, gpu=True) == pytest.approx(20)
     assert history.seconds(features(pool, model), N, gpu=False) is None
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, pool: Pool, model: Path) -> Sweep:
+    """Selector length and its full run on a backbone of 1,000 weights; nothing has run."""
+    cell = Cell(
+        pool=pool,
+        selector=selector_spec("length", {}),
+        budget=Budget.parse("10%"),
+        backbone=Backbone(name="tiny", path=str(model), revision="r", processor="p"),
+        recipe=TrainSpec(global_batch=8),
+        suite=Suite(name="one", protocol="p", benchmarks=LMMS14.benchmarks[6:7]),
+    )
+    settings = RunSettings(
+        store=tmp_path,
+        name="study",
+        report="",
+        mode="cached",
+        dry_run=True,
+        full_trials=1,
+        random_trials=0,
+        executor="local",
+        slots=1,
+        threads=1,
+        shard=16,
+    )
+    return plan_sweep([cell], settings, "command", baselines=True)
+
+
+def plan_lines(sweep: Sweep) -> dict[str, str]:
+    """What a plan says, by the first word of the line."""
+    out = io.StringIO()
+    show_plan(sweep, Console(file=out, width=140))
+    return {line.split()[0]: " ".join(line.split()) for line in out.getvalue().splitlines() if line.strip()}
+
+
+def test_a_plan_of_a_new_store_is_by_the_model_and_says_so(sweep: Sweep) -> None:
+    said = plan_lines(sweep)
+    assert re.search(r"^train 2 0 2 at least \d+ s by cost model: \d.\de\+\d\d FLOP", said["train"])
+    assert said["tokens/small/tiny"] == "tokens/small/tiny not yet measured here"
+    assert said["select"] == "select 2 0 2 not yet measured here"
+
+
+def test_a_plan_of_a_used_store_is_by_what_was_measured(sweep: Sweep) -> None:
+    trains = [s for s in sweep.plan.stages.values() if s.kind == "train"]
+    small = min(trains, key=lambda s: int(str(s.settings["samples"])))
+    assert small.settings["samples"] == 4
+    finish(sweep.store, small, {}, wall_s=8.0)
+    assert plan_lines(sweep)["train"] == "train 2 1 1 80 s of work, as measured here"
+
+
+def test_a_plan_with_nothing_left_reads_no_history(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in sweep.plan.stages.values():
+        finish(sweep.store, stage, {}, wall_s=1.0)
+
+    def never(store: Store, kinds: object) -> History:
+        raise AssertionError("read")
+
+    monkeypatch.setattr("harness.sweep.read_history", never)
+    assert all(line.endswith("0 -") for name, line in plan_lines(sweep).items() if name not in ("Sweep", "stage"))
