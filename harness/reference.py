@@ -138,7 +138,7 @@ def _type(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_type(a) for a in arguments)
     if origin in (list, tuple):
-        return f"list of {_type(arguments[0])}"
+        return f"list of {_type(arguments[0])}s"
     if origin is not None:
         return "mapping"
     return WORDS.get(hint) or f"[{_group(hint)}](#{_group(hint)})"

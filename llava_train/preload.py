@@ -6,14 +6,9 @@ Nothing here touches CUDA: a process that has initialised it cannot be forked.
 import importlib
 import os
 
-import torch
-
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 from llava_train.engine import import_deepspeed
 
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # DeepSpeed looks for CUDA, too
 import_deepspeed()
 for _name in (
     "pandas",  # pyarrow looks for it at the first column it hands over

@@ -66,7 +66,7 @@ def test_a_table_says_type_default_and_meaning() -> None:
         "|---|---|---|---|",
         "| `plain.size` | whole number |  | Of something, over two lines. |",
         '| `plain.kind` | `a`, `b` | `"a"` |  |',
-        "| `plain.parts` | list of text | `[]` | One \\| other. \N{DAGGER} |",
+        "| `plain.parts` | list of texts | `[]` | One \\| other. \N{DAGGER} |",
     ]
 
 
