@@ -6,9 +6,10 @@ Nothing here touches CUDA: a process that has initialised it cannot be forked.
 import importlib
 import os
 
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # everyone who looks for CUDA looks without starting it
+
 from llava_train.engine import import_deepspeed
 
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # DeepSpeed looks for CUDA, too
 import_deepspeed()
 for _name in (
     "pandas",  # pyarrow looks for it at the first column it hands over
