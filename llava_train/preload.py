@@ -6,7 +6,7 @@ Nothing here touches CUDA: a process that has initialised it cannot be forked.
 import importlib
 import os
 
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # everyone who looks for CUDA looks without starting it
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # CUDA is looked for without starting it
 
 from llava_train.engine import import_deepspeed
 
