@@ -189,7 +189,8 @@ def mean_rank(values: Floats, share: Fraction) -> npt.NDArray[np.float64]:
     for column in values.T:
         present = np.sort(column[~np.isnan(column)])
         total += np.searchsorted(present, column) / len(present)
-    return total / max(values.shape[1], 1)
+    total /= max(values.shape[1], 1)
+    return total
 
 
 def _normalised(values: Floats, share: Fraction) -> npt.NDArray[np.float64]:

@@ -295,3 +295,27 @@ def test_planning_does_not_import_torch() -> None:
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(HarnessError, match=next(iter(settings))):
         GradientsConfig(**settings)
+
+
+def test_a_stage_tells_its_pass_where_the_adapters_are(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a train stage left decides; a full training leaves no adapters."""
+    from harness.stages.context import StageContext
+    from harness.stages.features import _pass_context
+    from harness.store import Store
+    from harness.types import Stage
+
+    settings = {"model_path": "given"}
+    given = Stage(kind="features", version=1, params={}, settings=settings)
+    warm = Stage(kind="features", version=1, params={}, settings=settings, inputs={"train.model": "k"})
+
+    def told(stage: Stage, left: Path) -> PassContext:
+        monkeypatch.setattr(StageContext, "input", lambda self, name: left)
+        store = Store(tmp_path)
+        return _pass_context(StageContext(stage=stage, store=store, directory=store.at(stage)))
+
+    assert told(given, trained) == PassContext(model_path="given")
+    expected = PassContext(model_path=str(trained / "model"), adapter_path=str(trained / "adapter"))
+    assert told(warm, trained) == expected
+    assert told(warm, tmp_path).adapter_path == ""

@@ -65,8 +65,8 @@ def mix64(values: Tensor, seed: int) -> Tensor:
     z: Tensor = (values ^ _signed(seed)) + _signed(_GAMMA)
     z = (z ^ _shifted(z, 30)) * _signed(_MIX[0])
     z = (z ^ _shifted(z, 27)) * _signed(_MIX[1])
-    z = z ^ _shifted(z, 31)
-    return z
+    mixed: Tensor = z ^ _shifted(z, 31)
+    return mixed
 
 
 def _signed(value: int) -> int:
