@@ -38,6 +38,8 @@ def add_compare_verb(verbs: object) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from harness.compare import read_subsets
     from harness.store import Store
     from reports.compare import CompareOptions, compare
@@ -49,13 +51,15 @@ def _compare(options: argparse.Namespace) -> int:
     if options.columns_only and options.whole_pool:
         raise HarnessError("--columns-only reads no samples and --whole-pool reads all: give one of them.")
     pool, subsets = read_subsets(Store(options.store), options.selections, options.pool)
-    how = CompareOptions(
-        texts=not options.columns_only,
-        whole_pool=options.whole_pool,
-        distance=distance,
-        workers=max(1, options.workers),
-    )
-    comparison = compare(pool, subsets, how)
+    with Console(stderr=True).status("Reading samples") as status:
+        how = CompareOptions(
+            texts=not options.columns_only,
+            whole_pool=options.whole_pool,
+            distance=distance,
+            workers=max(1, options.workers),
+            progress=lambda done: status.update(f"Pictures of {done:,} samples hashed"),
+        )
+        comparison = compare(pool, subsets, how)
     _show(comparison, options.format)
     if options.out is not None:
         _write(comparison, options.out)

@@ -316,8 +316,10 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 def test_the_command_line(store: Store, tmp_path: Path, say: Callable[..., tuple[int, str, str]]) -> None:
     (tmp_path / "theirs.txt").write_text("s1\nx\n")
-    status, out, _ = say("study", str(tmp_path / "theirs.txt"), "--store", str(store.root), "--out", str(tmp_path))
-    assert status == 0
+    status, out, err = say(
+        "study", str(tmp_path / "theirs.txt"), "--store", str(store.root), "--out", str(tmp_path)
+    )
+    assert (status, err) == (0, "")
     assert "theirs: 1 of its ids are not in the pool" in out
     files = ("compare.md", "compare.csv", "compare.json", "overlap.svg", "overlap.png")
     assert all((tmp_path / name).stat().st_size for name in files)
