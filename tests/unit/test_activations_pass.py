@@ -13,6 +13,7 @@ import pytest
 import torch
 from selector_zoo.passes.activations import ActivationsConfig, ActivationsPass
 from selector_zoo.passes.activations_model import ActivationReader, in_halves, spans, spread_layers
+from selector_zoo.passes.forward import packs
 from selector_zoo.passes.forward_samples import read_samples
 from selector_zoo.passes.square_view import SquareIndex
 
@@ -129,7 +130,7 @@ def test_batches_and_shards_change_nothing(pool: Pool) -> None:
     whole, _ = feature.run(pool, 0, N)
     sharded = [feature.run(pool, a, b)[0] for a, b in pairwise((0, 7, 8, N))]
     feature.limits = TrainSpec(pack_tokens=1)
-    assert len(feature._packs(read_samples(index(pool, SquareIndex), 0, N)[0])) == N
+    assert len(packs(read_samples(index(pool, SquareIndex), 0, N)[0], feature.limits)) == N
     one_by_one, _ = feature.run(pool, 0, N)
     for name, values in whole.items():
         joined = np.concatenate([shard[name] for shard in sharded])

@@ -8,7 +8,6 @@ to length one; all of them together are scaled to length one again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,11 @@ from harness.api import FeaturePass, Pool
 from harness.errors import HarnessError
 from harness.types import TrainSpec
 from llava_train.pool_index import PoolIndex
-from selector_zoo.passes.forward import ahead, build, stored_dtype
-from selector_zoo.passes.forward_samples import Sample, read_samples
+from selector_zoo.passes.forward import DECODERS, ahead, build, packs, stored_dtype
+from selector_zoo.passes.forward_samples import read_samples
 from selector_zoo.passes.square_view import SquareIndex
 
 Columns = dict[str, npt.NDArray[Any]]
-
-DECODERS = 8
-"""Threads that decode images for an accelerator; on a CPU it is one, so that the model keeps the cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,8 @@ class ActivationsPass(FeaturePass):
         samples, reasons = read_samples(index, start, stop)
         columns = self._empty(stop - start)
         workers = 1 if self.context.device == "cpu" else DECODERS
-        for items, failed in ahead(lambda rows: build(index, samples, rows), self._packs(samples), workers):
+        batches = packs(samples, self.limits)
+        for items, failed in ahead(lambda rows: build(index, samples, rows), batches, workers):
             reasons |= failed
             for row, read in zip(items, self._reader(list(items.values())), strict=True):
                 if not np.isfinite(read.feature).all():
@@ -95,15 +92,6 @@ class ActivationsPass(FeaturePass):
                 columns["feature"][row] = read.feature
                 columns["n_image"][row], columns["n_text"][row] = read.n_image, read.n_text
         return columns, [reasons.get(row, "") for row in range(stop - start)]
-
-    def _packs(self, samples: Mapping[int, Sample]) -> list[list[int]]:
-        """Rows that go through the model together: the longest first, as many as the limits allow."""
-        from llava_train.plan import pack
-
-        rows = list(samples)
-        tokens = np.array([len(samples[row].text.ids) for row in rows], dtype=np.int64)
-        tiles = np.array([samples[row].text.tiles for row in rows], dtype=np.int64)
-        return [[rows[i] for i in members] for members in pack(range(len(rows)), tokens, tiles, self.limits)]
 
     def _empty(self, n: int) -> Columns:
         """Columns in which nothing has been measured."""

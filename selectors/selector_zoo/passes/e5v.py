@@ -19,7 +19,7 @@ from harness.api import FeaturePass, Pool, Record
 from harness.errors import HarnessError
 from harness.pool import IMAGE_TOKEN
 from selector_zoo.passes.clip import first_turn
-from selector_zoo.passes.forward import ahead
+from selector_zoo.passes.forward import DECODERS, ahead
 from selector_zoo.passes.forward_samples import Reasons
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -29,8 +29,6 @@ Ints = npt.NDArray[np.int64]
 SENTENCE: Final = "<sent>"
 """Where the text goes in the prompt for texts."""
 BATCH: Final = 16
-DECODERS: Final = 8
-"""Threads that decode images for an accelerator; on a CPU it is one, so that the model keeps the cores."""
 
 
 @dataclass(frozen=True, slots=True)

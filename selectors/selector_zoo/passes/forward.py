@@ -108,13 +108,7 @@ class ForwardPass(FeaturePass):
         return columns, [reasons[row] for row in range(stop - start)]
 
     def _packs(self, samples: Mapping[int, Sample]) -> list[list[int]]:
-        """Rows that go through the model together: the longest first, as many as the limits allow."""
-        from llava_train.plan import pack
-
-        rows = list(samples)
-        tokens = np.array([len(samples[row].text.ids) for row in rows], dtype=np.int64)
-        tiles = np.array([samples[row].text.tiles for row in rows], dtype=np.int64)
-        return [[rows[i] for i in members] for members in pack(range(len(rows)), tokens, tiles, self.limits)]
+        return packs(samples, self.limits)
 
     def _empty(self, n: int, rounds: int) -> Columns:
         """Columns in which nothing has been measured."""
@@ -135,6 +129,16 @@ def stored_dtype(folder: Path) -> str:
     described = json.loads((folder / "config.json").read_text())
     stored = described.get("dtype") or described.get("torch_dtype") or "float32"
     return "float32" if stored == "float32" else "bfloat16"
+
+
+def packs(samples: Mapping[int, Sample], limits: TrainSpec) -> list[list[int]]:
+    """Rows that go through a model together: the longest first, as many as the limits allow."""
+    from llava_train.plan import pack
+
+    rows = list(samples)
+    tokens = np.array([len(samples[row].text.ids) for row in rows], dtype=np.int64)
+    tiles = np.array([samples[row].text.tiles for row in rows], dtype=np.int64)
+    return [[rows[i] for i in members] for members in pack(range(len(rows)), tokens, tiles, limits)]
 
 
 def build(index: PoolIndex, samples: Mapping[int, Sample], rows: list[int]) -> tuple[dict[int, Item], Reasons]:
