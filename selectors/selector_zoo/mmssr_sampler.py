@@ -82,8 +82,9 @@ class Queue:
         keep = np.flatnonzero(seen)
         top = int(seen.max(initial=0))
         bound = members.n_groups * (top + 1)
-        kind = np.int32 if bound <= np.iinfo(np.int32).max else np.int64
-        key = members.group[keep] * kind(top + 1) + (top - seen[keep].astype(kind))
+        kind = np.dtype(np.int32 if bound <= np.iinfo(np.int32).max else np.int64)
+        key = members.group[keep].astype(kind) * (top + 1)
+        key += top - seen[keep].astype(kind)
         rows = members.row[keep][stable_order(key, bound)]
         left = np.bincount(members.bucket[keep], minlength=buckets)
         end = np.cumsum(left)

@@ -2,8 +2,8 @@
 2503.13383, which does not publish its variant).
 
 Neither what the model knows already nor what it cannot make sense of: the middle band of the answers' mean
-negative log-likelihood under the backbone before SFT. With `model` set to a checkpoint after single-image SFT this
-is our reading of row "PPL-si".
+negative log-likelihood under the backbone before SFT. Under a checkpoint after single-image SFT it is one
+reading of row "PPL-si": see `ppl_si`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from harness.api import Features, Pool, Scores
+from harness.api import Columns, Features, Pool, Scores
 from selector_zoo.forward_band import ForwardBand, ForwardBandConfig
 
 
@@ -33,11 +34,16 @@ class PplMid(ForwardBand):
     Config = PplMidConfig
 
     def score(self, pool: Pool, features: Features) -> Scores:
-        """Mean negative log-likelihood of all counted tokens of a sample, in nats (perplexity is its exponential).
+        """Mean negative log-likelihood of a sample's counted tokens, in nats; NaN where it has none."""
+        return {"score": mean_loss(features["forward"], self.config.mask)}
 
-        Turns are not averaged on their own. NaN where a sample has no such token.
-        """
-        columns, mask = features["forward"], self.config.mask
-        counts = np.asarray(columns[f"n_tok_{mask}"], dtype=np.float64)
-        sums = np.where(counts > 0, columns[f"nll_sum_{mask}"], np.nan)
-        return {"score": (sums / np.maximum(counts, 1)).astype(np.float32)}
+
+def mean_loss(columns: Columns, mask: str) -> npt.NDArray[np.float32]:
+    """Mean negative log-likelihood of all tokens of a sample under a mask, (n,), in nats.
+
+    Perplexity is its exponential. Turns are not averaged on their own. NaN where a sample has no such token.
+    """
+    counts = np.asarray(columns[f"n_tok_{mask}"], dtype=np.float64)
+    sums = np.where(counts > 0, columns[f"nll_sum_{mask}"], np.nan)
+    mean: npt.NDArray[np.float32] = (sums / np.maximum(counts, 1)).astype(np.float32)
+    return mean

@@ -10,17 +10,20 @@ samples it judges.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.api import Columns, Features, PassRef, Pool, Scores, Selection
 from harness.errors import HarnessError
+from harness.types import Json
 from selector_zoo.bands import keep_band
-from selector_zoo.forward_band import ForwardBandConfig
-from selector_zoo.ppl_mid import PplMid
+from selector_zoo.forward_band import ForwardBand, ForwardBandConfig
+from selector_zoo.ppl_mid import mean_loss
 
-SMALLEST_LOSS = 1e-6
+UNCERTAIN: Final = "the meaning of 'si', its checkpoint and its band are not published"
+SMALLEST_LOSS: Final = 1e-6
 """A loss below this without question and picture says nothing to divide by."""
 
 
@@ -44,12 +47,13 @@ class PplSiConfig(ForwardBandConfig):
             raise HarnessError("ppl_si: band and mask belong to reading=stage; leave them out with reading=ifd.")
 
 
-class PplSi(PplMid):
+class PplSi(ForwardBand):
     """Keep the samples of middling perplexity under a model after single-image SFT."""
 
     name = "ppl_si"
     version = 1
     Config = PplSiConfig
+    config: PplSiConfig
 
     def needs(self) -> tuple[PassRef, ...]:
         """One teacher-forced forward; for `ifd` another one over the answers alone."""
@@ -59,25 +63,27 @@ class PplSi(PplMid):
     def score(self, pool: Pool, features: Features) -> Scores:
         """Mean loss of the answers' tokens in nats, or its ratio to that without question and picture."""
         if self.config.reading == "stage":
-            return super().score(pool, features)
+            return {"score": mean_loss(features["forward"], self.config.mask)}
         return {"score": ifd(features["forward"], features["answer_only"]).astype(np.float32)}
 
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
         """The configured band; or the largest ratios below 1, then the largest of the others."""
         if self.config.reading == "stage":
             chosen = super().select(pool, scores, features, n, seed)
-            return replace(chosen, card={**chosen.card, "uncertain": UNCERTAIN})
+            return replace(chosen, card={**chosen.card, "uncertain": [UNCERTAIN]})
         ratio = np.asarray(scores["score"], dtype=np.float64)
         misleading = ratio >= 1
         # -1/x keeps the order of ratios from 1 upwards, below all that are smaller than 1.
         rank = np.where(misleading, -1 / np.maximum(ratio, 1), ratio)
         chosen = keep_band(pool, rank, n, seed, band="top", tie=self.config.tie)
         below = int((ratio < 1).sum())
-        told = {"n_topup": max(0, n - below), "n_above_1": int(misleading.sum()), "uncertain": UNCERTAIN}
-        return replace(chosen, card={**chosen.card, **told})
-
-
-UNCERTAIN = ["the meaning of 'si', its checkpoint and its band are not published"]
+        card: dict[str, Json] = {
+            **chosen.card,
+            "n_topup": max(0, n - below),
+            "n_above_1": int(misleading.sum()),
+            "uncertain": [UNCERTAIN],
+        }
+        return replace(chosen, card=card)
 
 
 def ifd(forward: Columns, alone: Columns) -> npt.NDArray[np.float64]:
