@@ -123,7 +123,7 @@ class PromptPack:
 
 def fill(template: str, **slots: str) -> str:
     """A template with its slots filled; other braces stay as they are, and what is filled in is not read again."""
-    pattern = "|".join(re.escape(f"{{{name}}}") for name in slots)
+    pattern = "|".join(re.escape(f"{{{name}}}") for name in slots) or "(?!)"
     return re.sub(pattern, lambda found: slots[found[0][1:-1]], template)
 
 
