@@ -24,12 +24,62 @@ def mmssr_labels(folder: Path, uids: Sequence[str]) -> dict[str, Any]:
     return {"labels": str(file)}
 
 
+def build_llama(out: Path, *, tokenizer: Path, seed: int = 0) -> None:
+    """Write a random LlamaForCausalLM that reads text with another model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    read = AutoTokenizer.from_pretrained(tokenizer)
+    config = LlamaConfig(
+        vocab_size=len(read),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=read.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(out)
+    read.save_pretrained(out)
+
+
+def deita_scorers(folder: Path, uids: Sequence[str]) -> dict[str, Any]:
+    """Two untrained scorers and a prompt pack of their own."""
+    from harness.miniworld.architecture import build_untrained
+
+    if not (folder / "words").is_dir():
+        build_untrained("tiny", folder / "words")
+        for seed, part in enumerate(("complexity", "quality")):
+            build_llama(folder / part, tokenizer=folder / "words", seed=seed)
+    pack = {
+        "name": "small",
+        "version": "1",
+        "source": "tests",
+        "licence": "Apache-2.0",
+        "templates": {
+            "complexity": "How hard is this: {instruction} Hardness:",
+            "quality": "Asked: {instruction} Said: {output} Grade:",
+        },
+    }
+    file = folder / "prompts.yaml"
+    file.write_text(json.dumps(pack))  # JSON is YAML
+    models = {part: str(folder / part) for part in ("complexity", "quality")}
+    return {"prompts": str(file), **models}
+
+
 def narrow_gradients(folder: Path, uids: Sequence[str]) -> dict[str, Any]:
     """Gradients in fewer numbers."""
     return {"width": 256}
 
 
-NEEDED: Mapping[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {"icons": narrow_gradients, "mmssr": mmssr_labels}
+NEEDED: Mapping[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {
+    "deita": deita_scorers,
+    "icons": narrow_gradients,
+    "mmssr": mmssr_labels,
+}
 
 
 def needed(name: str, folder: Path, uids: Sequence[str]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from tests.bench.pool_open import peak_mb
 Columns = dict[str, npt.NDArray[Any]]
 SOURCES = 90
 SEED = 3
+EMBEDDING = 3584
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,22 @@ def mmssr_columns(n: int, rng: np.random.Generator) -> Mapping[str, Columns]:
     return {"scores": {"scores": scores}, "styles": {"styles": styles}}
 
 
+def deita_columns(n: int, rng: np.random.Generator) -> Mapping[str, Columns]:
+    """Grades of one turn, and embeddings of 3,584 numbers: groups of some ten that are nearly the same."""
+    turns = rng.uniform(1, 6, (2, n, 1)).astype(np.float32)
+    centre = rng.normal(size=(n // 10 + 1, EMBEDDING)).astype(np.float16)
+    hidden = np.empty((n, EMBEDDING), dtype=np.float16)
+    for at in range(0, n, 4096):
+        group = rng.integers(0, len(centre), min(4096, n - at))
+        hidden[at : at + 4096] = centre[group] + 0.3 * rng.normal(size=(len(group), EMBEDDING))
+    grades = {part: {"turns": turns[i]} for i, part in enumerate(("complexity", "quality"))}
+    return {**grades, "embedding": {"hidden": hidden}}
+
+
+def by_diversity(pool: Pool, features: Mapping[str, Columns], score: npt.NDArray[Any], n: int) -> set[int]:
+    return set(plain.diverse(score.tolist(), ties(pool), features["embedding"]["hidden"], n, 0.9))
+
+
 def by_band(which: str) -> Callable[[Pool, Mapping[str, Columns], npt.NDArray[Any], int], set[int]]:
     return lambda pool, features, score, n: plain.band(score.tolist(), ties(pool), n, which)
 
@@ -117,9 +134,12 @@ def by_mmssr(pool: Pool, features: Mapping[str, Columns], score: npt.NDArray[Any
 
 CASES: dict[str, Case] = {
     "clip_score": Case(columns=clip_columns, reference=by_band("top")),
+    # Comparisons grow with the square of n: millions of samples are a matter of hours, see --n.
+    "deita": Case(columns=deita_columns, reference=by_diversity, reference_n=400, n=20_000),
     "e5v": Case(columns=e5v_columns, reference=by_band("top")),
     "mmssr": Case(columns=mmssr_columns, reference=by_mmssr, reference_n=6_000),
     "ppl_mid": Case(columns=forward_columns, reference=by_band("middle")),
+    "ppl_si": Case(columns=forward_columns, reference=by_band("middle")),
 }
 
 
@@ -130,7 +150,12 @@ def write_pool(path: Path, n: int, rng: np.random.Generator) -> Pool:
     first = {int(s): i for i, s in enumerate(dict.fromkeys(source.tolist()))}
     number = np.array([first.get(s, 0) for s in range(SOURCES)], dtype=np.int32)[source]
     zeros = np.zeros(n, dtype=np.int64)
-    meta = {"idx": np.arange(n), "uid_hash64": rng.integers(0, 2**64, n, dtype=np.uint64), "source_id": number}
+    meta = {
+        "idx": np.arange(n),
+        "uid_hash64": rng.integers(0, 2**64, n, dtype=np.uint64),
+        "source_id": number,
+        "n_turns": zeros + 2,
+    }
     arrays = [
         pa.array(meta.get(name, zeros)).cast(t)
         for name, t in zip(META_SCHEMA.names, META_SCHEMA.types, strict=True)

@@ -30,6 +30,7 @@ NAMES = selector_names()
 GOLDEN: dict[tuple[str, int], str] = {
     ("clip_score", 1): "a3b7a0c1534c4cc43bbf9d6e1c2697277ffb600ad7c50aff588f91b9dcd141e0",
     ("coincide", 1): "220e87caa13ebe4da1422a4d114a7320826401ca0c3b25f7c212b66d73f83d02",
+    ("deita", 1): "96054e4343bd609528101d3e5e965b3990ef1e8685ec217f5cad75947b869a70",
     ("e5v", 1): "e8b33d5d3c8358843ac34ce596281bbbd371fc8d82b238f5e5fab26ac0945d01",
     ("el2n", 1): "c7226f5b595ddacc57ef8efb5be795b1501008b55d2aea41d7e18b7c875fd917",
     ("full", 1): "ffa11ef7cbb6c8a309eff770874d2c219e7cd63bdbe2c65780582bbca5a621e5",
@@ -56,7 +57,11 @@ def synthetic(name: str, pool: Pool) -> dict[str, npt.NDArray[Any]]:
     if name == "forward":
         counts = (noise % 9).astype(np.int32)
         some = np.where(counts > 0, unit, np.nan).astype(np.float32)
-        return {"n_tok_ans": counts, "nll_sum_ans": 9 * some, "el2n_mean_ans": some}
+        hidden = np.stack([unit, 1 - unit, unit * unit], axis=1).astype(np.float16)
+        return {"n_tok_ans": counts, "nll_sum_ans": 9 * some, "el2n_mean_ans": some, "hidden": hidden}
+    if name == "deita":
+        turns = np.where(np.arange(2) < (pool.column("n_turns") // 2)[:, None], 1 + noise[:, None] % 6, np.nan)
+        return {"turns": turns.astype(np.float32)}
     if name == "mmssr_labels":
         digits = noise[:, None] >> np.arange(14, dtype=np.uint64)
         styles = np.full((pool.n, 10), -1, dtype=np.int8)

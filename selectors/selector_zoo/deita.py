@@ -1,0 +1,147 @@
+"""Deita: complex questions, good answers, and no two samples too alike (Liu et al. 2024, arXiv 2312.15685; row
+"Deita" of arXiv 2503.13383).
+
+Every turn has a complexity and a quality; a sample scores the sum over turns of their product, so long
+conversations score higher. The best are kept first, each unless its embedding is nearer than a threshold to one
+kept before. The paper words that filter as a distance; the released code drops what is more similar than 0.9, and
+so does this. The code returns too few where nearly everything is alike; here the best of what it dropped fill up.
+How the released text scorers were fed samples with pictures is not published: here they read the text, and the
+embedding is the state of the backbone at the end of the conversation, picture included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ranked
+from harness.errors import HarnessError
+from harness.types import Json
+from selector_zoo.diversity import cosine_quantiles, diverse
+from selector_zoo.prompts import OFFICIAL, load_pack, text_digest
+
+UNCERTAIN: Final = "how the published row fed pictures to text scorers, and which embedding it filtered by"
+
+
+@dataclass(frozen=True, slots=True)
+class DeitaConfig:
+    """Which scorers, how their grades make a score, and how alike two samples may be."""
+
+    prompts: str = ""
+    """A prompt pack's YAML file with the templates `complexity` and `quality`; for `embedder=text` also
+    `conversation` and perhaps `system`."""
+    complexity: str = "hkust-nlp/deita-complexity-scorer"
+    """The scorer of questions: a folder, or a hub id pinned as `org/name@COMMIT`."""
+    quality: str = "hkust-nlp/deita-quality-scorer"
+    """The scorer of answers: a folder, or a hub id pinned as `org/name@COMMIT`."""
+    grade: str = "product"
+    """What a turn counts: `product` of both grades, `complexity` or `quality` alone."""
+    turns: str = "sum"
+    """What a sample counts: `sum` or `mean` over its turns, or the `first`."""
+    threshold: float = 0.9
+    """The largest cosine similarity that two kept samples may have; it belongs to an embedder."""
+    embedder: str = "mm"
+    """`mm`: `embedding_model` reads picture and text as in training; `text`: a language model reads the text."""
+    embedding_model: str = "mid"
+    """`mid` (the backbone before SFT), `warm`, a folder, or a pinned hub id."""
+    max_length: int = 2048
+    """Tokens of a text prompt; longer ones lose the end of their text."""
+    tie: str = "hash"
+    """Equal scores by seeded uid hash, or by `index`."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "grade": ("product", "complexity", "quality"),
+            "turns": ("sum", "mean", "first"),
+            "embedder": ("mm", "text"),
+            "tie": ("hash", "index"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise HarnessError(f"deita: {name}={getattr(self, name)} is none of {', '.join(values)}.")
+        if not -1 <= self.threshold <= 1:
+            raise HarnessError(f"deita: threshold={self.threshold} is no cosine; give one between -1 and 1.")
+
+    @property
+    def graded(self) -> tuple[str, ...]:
+        """The grades that count."""
+        return ("complexity", "quality") if self.grade == "product" else (self.grade,)
+
+
+class Deita(Selector):
+    """Keep complex questions with good answers, none too like another."""
+
+    name = "deita"
+    version = 1
+    Config = DeitaConfig
+
+    def needs(self) -> tuple[PassRef, ...]:
+        """Grades of every turn, and an embedding of every sample.
+
+        Raises HarnessError where no prompt pack is named, or it lacks a template.
+        """
+        config = self.config
+        if not config.prompts:
+            raise HarnessError(
+                "deita: scorers only understand the words they were trained on: set prompts to the YAML file of a "
+                "prompt pack; 'sievebench published prompts deita' fetches the published one."
+            )
+        pack = load_pack(config.prompts)
+        grades = [
+            PassRef(
+                name="deita",
+                model=getattr(config, part),
+                config={"part": part, "template": pack.template(part), "max_length": config.max_length},
+                alias=part,
+            )
+            for part in config.graded
+        ]
+        if config.embedder == "mm":
+            embedding = PassRef(name="forward", model=config.embedding_model, config={"hidden": "post_norm"})
+        else:
+            words = {"template": pack.template("conversation"), "system": pack.templates.get("system", "")}
+            asked: dict[str, Json] = {"part": "embedding", "max_length": config.max_length, **words}
+            embedding = PassRef(name="deita", model=config.embedding_model, config=asked)
+        return (*grades, replace(embedding, alias="embedding"))
+
+    def score(self, pool: Pool, features: Features) -> Scores:
+        """Grades times grades, over turns; NaN where a grade or the embedding is missing."""
+        given = [np.asarray(features[part]["turns"], dtype=np.float64) for part in self.config.graded]
+        turns = np.prod(given, axis=0)
+        places = np.arange(turns.shape[1]) < (pool.column("n_turns") // 2)[:, None]
+        unknown = (places & np.isnan(turns)).any(axis=1)
+        unknown |= np.isnan(np.asarray(features["embedding"]["hidden"][:, 0], dtype=np.float32))
+        counted = turns[:, :1] if self.config.turns == "first" else turns
+        total = np.nansum(counted, axis=1)
+        if self.config.turns == "mean":
+            total = total / places.sum(axis=1)
+        return {"score": np.where(unknown, np.nan, total).astype(np.float32)}
+
+    def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
+        """The best that are not too alike; then the best of those that were; then those without a score."""
+        score, rows = scores["score"], features["embedding"]["hidden"]
+        order = ranked(pool, score, seed, self.config.tie)
+        judged = order[: len(order) - int(np.isnan(score).sum())]
+        kept, refused = diverse(rows, judged, n, self.config.threshold)
+        filled = np.concatenate([kept, refused, order[len(judged) :]])[:n]
+        card: dict[str, Json] = {
+            "n_nan": len(order) - len(judged),
+            "n_topup": max(0, n - len(kept)),
+            "n_refused": len(refused),
+            "threshold": self.config.threshold,
+            "cosine_quantiles": cosine_quantiles(rows, judged, seed),
+            "prompts": self._prompts(),
+            "uncertain": [UNCERTAIN],
+        }
+        return Selection(positions=filled.astype(np.int32), card=card)
+
+    def _prompts(self) -> dict[str, Json]:
+        """Digests of the scorers' templates, and whether they are the published words."""
+        if not self.config.prompts:
+            return {}
+        pack = load_pack(self.config.prompts)
+        digests = {part: text_digest(pack.template(part)) for part in self.config.graded}
+        official = all(OFFICIAL["deita"][part] == digest for part, digest in digests.items())
+        return {"words": "official" if official else "own", **digests}
