@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+UNCERTAIN = (
+    "reference model: TinyLLaVA-2.0B in the paper, unpublished for row COINCIDE of arXiv 2503.13383",
+    "number of clusters: published for 186,000 and 665,000 samples only",
+)
 IMBALANCED = 50.0
 """Above this imbalance a clustering is suspect."""
 ALIKE = 0.999
@@ -136,7 +140,7 @@ class Coincide(Selector):
         chosen = valid[rank[valid] < kept[cluster[valid]]]
         chosen = chosen[np.lexsort((rank[chosen], cluster[chosen], -share[cluster[chosen]]))]
         missing = ranked(pool, np.where(cluster < 0, 0.0, np.nan), seed)[: n - len(chosen)]
-        card = {
+        card: dict[str, Json] = {
             "n_nan": pool.n - len(valid),
             "n_topup": len(missing),
             "variant": self.config.variant,
@@ -144,6 +148,7 @@ class Coincide(Selector):
             "n_clusters_unused": int((kept == 0).sum()),
             "rounds": rounds,
             "imbalance": round(imbalance(sizes), 4),
+            "uncertain": list(UNCERTAIN),
         }
         return Selection(positions=np.concatenate([chosen, missing]).astype(np.int32), card=card)
 

@@ -27,6 +27,10 @@ from selector_zoo.random_stratified import largest_remainder, place_in_group
 
 Floats = npt.NDArray[np.float64]
 
+UNCERTAIN = (
+    "similarity or clusters: row E5-V of arXiv 2503.13383 does not say what the embeddings are used for",
+    "text: neither which turns are embedded nor how many tokens is published",
+)
 BLOCK = 4096
 """Rows in memory as float64 at once."""
 PACKS = ("e5v", "e5v_chatml")
@@ -101,7 +105,8 @@ class E5v(Selector):
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
         """The highest cosines; or of every cluster those nearest to its centroid, as many as its share."""
         c: E5vSelectorConfig = self.config
-        card: dict[str, Json] = {"mode": c.mode, "prompts": prompt_pack(c.prompts).official or "own"}
+        prompts = prompt_pack(c.prompts).official or "own"
+        card: dict[str, Json] = {"mode": c.mode, "prompts": prompts, "uncertain": list(UNCERTAIN)}
         if c.mode == "similarity":
             plain = super().select(pool, scores, features, n, seed)
             return Selection(positions=plain.positions, card={**plain.card, **card})
