@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from selector_zoo.passes.forward import ahead
 
-ROWS: Final = 2048
-"""Samples in memory at a time, and that many more on their way."""
+ROWS: Final = 256
+"""Samples in memory at a time, and that many more on their way; larger blocks leave the cache and are slower."""
 
 Floats = npt.NDArray[np.float64]
 
