@@ -95,3 +95,19 @@ def test_a_rank_without_samples(parts: dict[str, str], tmp_path: Path) -> None:
     assert _train(parts, tmp_path / "one", n=1) == 0
     assert _train(parts, tmp_path / "two", ranks=2, n=1) == 0
     _assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def test_adapters_on_two_ranks_are_those_of_one(parts: dict[str, str], tmp_path: Path) -> None:
+    """Without dropout; Adam's moments, which ZeRO spreads over the ranks, are whole again."""
+    spec = {"lora_rank": 4, "lora_dropout": 0.0}
+    assert _train(parts, tmp_path / "one", n=12, spec=spec) == 0
+    for stage in (1, 3):
+        folder = tmp_path / f"two-{stage}"
+        assert _train(parts, folder, ranks=2, n=12, spec=spec | {"zero_stage": stage}) == 0
+        _assert_close(folder, tmp_path / "one")
+        for file in ("adapter_model.safetensors", "moments.safetensors"):
+            ours, theirs = (load_file(f / "out/adapter" / file) for f in (folder, tmp_path / "one"))
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                scale = max(float(np.abs(theirs[name]).max()), 1e-12)
+                assert np.abs(ours[name] - theirs[name]).max() < 2e-3 * scale + 1e-9, name
