@@ -76,7 +76,8 @@ def _signed(value: int) -> int:
 
 def _shifted(values: Tensor, by: int) -> Tensor:
     """Shift right, filling with zeros; torch fills with the sign."""
-    return (values >> by) & (2 ** (64 - by) - 1)
+    shifted: Tensor = (values >> by) & (2 ** (64 - by) - 1)
+    return shifted
 
 
 @dataclass(frozen=True, slots=True)
