@@ -22,11 +22,11 @@ from harness.miniworld.sources import Sample, draw_sample, quotas
 from harness.pool import IMAGE_TOKEN
 from harness.pool_write import PoolWriter
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised when the same size and seed would give another pool or other questions."""
 
 
-def ensure_pool(n: int = 4000, seed: int = 0, root: Path = Path("runs/miniworld")) -> Path:
+def ensure_pool(n: int = 8000, seed: int = 0, root: Path = Path("runs/miniworld")) -> Path:
     """The folder of the miniworld pool of `n` samples, generated where it is not there yet.
 
     Beside it lie `truth.parquet` (what is wrong with each uid) and `teachers.parquet` (capability scores and

@@ -1,10 +1,8 @@
-"""What can be said of a scene without being asked: descriptions, and statements about its parts."""
+"""Descriptions of a scene, and the statements they are made of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from harness.miniworld.scenes import Chart, Digits, Item, Print, Scene, Shapes, Table
+from harness.miniworld.scenes import Chart, Digits, Print, Scene, Shapes, Table
 
 
 def kind_of(text: str) -> str:
@@ -24,11 +22,11 @@ def brief(scene: Scene) -> str:
                 f"{i.colour} {i.shape}" for i in scene.items
             )
         case Chart():
-            return f"a chart of {plural(len(scene.bars), 'bar')}: " + ", ".join(c for c, _ in scene.bars)
+            return f"a chart of {plural(len(scene.bars), 'bar')}: " + ", ".join(f"{c} bar" for c, _ in scene.bars)
         case Print():
             return f"a printed {kind_of(scene.text)}: {scene.text}"
         case Table():
-            return f"a table of {plural(len(scene.rows), 'row')}: " + ", ".join(w for w, _ in scene.rows)
+            return f"a table of {plural(len(scene.rows), 'row')}: " + ", ".join(f"row {w}" for w, _ in scene.rows)
         case Digits():
             return "handwritten digits: " + "".join(map(str, scene.digits))
 
@@ -51,55 +49,3 @@ def statements(scene: Scene) -> list[str]:
 def detailed(scene: Scene) -> str:
     """A description in full sentences."""
     return " ".join(statements(scene))
-
-
-def facts(scene: Scene) -> list[str]:
-    """The phrases a brief description has to contain."""
-    return brief(scene).replace(": ", ", ").split(", ")
-
-
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    """A caption of one region, as a pre-training corpus has them: never a question."""
-
-    region: str
-    """What the region is called."""
-    bare: str
-    """What is there in the fewest words."""
-    full: str
-    """The same in a phrase that answers no question word for word."""
-
-
-def fragments(scene: Scene) -> list[Fragment]:
-    """Captions of the parts of a scene, by whatever a part can be named."""
-    match scene:
-        case Shapes():
-            return [f for item in scene.items for f in _of_shape(item)]
-        case Chart():
-            top = max(scene.bars, key=lambda b: b[1])[0]
-            heights = [Fragment(f"{colour} bar", str(value), f"{value} units") for colour, value in scene.bars]
-            return [Fragment("highest bar", top, f"{top} bar"), *heights]
-        case Print():
-            return [Fragment("text", scene.text, f"the printed {kind_of(scene.text)} {scene.text}")]
-        case Table():
-            numbers = [Fragment(f"row {word}", str(number), f"{number} there") for word, number in scene.rows]
-            words = [Fragment(f"number {number}", word, f"{word} row") for word, number in scene.rows]
-            return [*numbers, *words]
-        case Digits():
-            places = [(f"digit {i + 1}", str(digit)) for i, digit in enumerate(scene.digits)]
-            places.append(("handwriting", "".join(map(str, scene.digits))))
-            return [Fragment(place, text, f"the handwritten digits {text}") for place, text in places]
-
-
-def _of_shape(item: Item) -> list[Fragment]:
-    return [
-        Fragment(item.shape, item.colour, f"{item.colour}, at the {item.place}"),
-        Fragment(item.colour, item.shape, f"{item.shape}, at the {item.place}"),
-        Fragment(item.place, f"{item.colour} {item.shape}", f"{item.colour} {item.shape} there"),
-        Fragment(f"{item.colour} {item.shape}", item.place, f"{item.place} corner"),
-    ]
-
-
-def region_captions(scene: Scene) -> list[str]:
-    """Captions of regions that name the region themselves."""
-    return [f"{f.region}: {f.full}" for f in fragments(scene)]

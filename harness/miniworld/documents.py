@@ -7,7 +7,6 @@ from random import Random
 from typing import Any, Final
 
 from harness.keys import seed64
-from harness.miniworld import captions
 from harness.miniworld import questions as q
 from harness.miniworld.build import VERSION
 from harness.miniworld.questions import Question
@@ -36,8 +35,14 @@ def _document(question: Question, **extra: Any) -> Document:
     return {"question": question.text, "answer": question.key or question.answer, "skill": question.skill, **extra}
 
 
+def _lettered(base: Question, offered: list[str], **extra: Any) -> Document:
+    right = q.LETTERS[offered.index(base.key)]
+    return _document(q.with_options(base, offered), **extra) | {"answer": right, "options": offered}
+
+
 def _choice(scene: Scene, rng: Random) -> list[Document]:
-    return [_document(q.choice(scene, rng))]
+    base = q.ask_short(scene, rng)
+    return [_lettered(base, q.options(base, rng))]
 
 
 def _circular(scene: Scene, rng: Random) -> list[Document]:
@@ -46,7 +51,7 @@ def _circular(scene: Scene, rng: Random) -> list[Document]:
     options = q.options(base, rng)
     group = f"{rng.getrandbits(32):08x}"
     turned = (options[i:] + options[:i] for i in range(len(options)))
-    return [_document(q.with_options(base, o), group=group) for o in turned]
+    return [_lettered(base, o, group=group) for o in turned]
 
 
 def _yes_no(scene: Scene, rng: Random) -> list[Document]:
@@ -67,7 +72,7 @@ def _all_short(scene: Scene, rng: Random) -> list[Document]:
 
 
 def _free(scene: Scene, rng: Random) -> list[Document]:
-    return [_document(q.brief(scene, rng), facts=captions.facts(scene))]
+    return [_document(q.brief(scene, rng))]
 
 
 _MAKE: Final[dict[str, Callable[[Scene, Random], list[Document]]]] = {

@@ -17,6 +17,16 @@ def judge(answer: str, facts: Sequence[str]) -> float:
     return found / max(len(facts), len(clauses)) if facts else 0.0
 
 
+def facts(description: str) -> list[str]:
+    """The phrases a brief description consists of."""
+    return description.replace(": ", ", ").split(", ")
+
+
+def free_text(answer: str, target: str) -> float:
+    """The judge of benchmark `mini_free`: which facts of the description `target` does an answer state?"""
+    return judge(answer, facts(target))
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from harness.miniworld.captions import brief, fragments
+from harness.miniworld.corpus import fragments, overview, region_caption, salad
 from harness.miniworld.regions import tags
 from harness.miniworld.render import picture
 from harness.miniworld.scenes import DRAW, Scene
-from llava_train.chat import END, IMAGE, prompt_ids, specials
+from llava_train.chat import END, IMAGE, prompt_ids
 from llava_train.tiles import Geometry, cut, tokens_of
 
 if TYPE_CHECKING:
@@ -21,11 +22,9 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[Any]
 
-CAPTIONS: Final = 5
+CAPTIONS: Final = 7
 """Captions of one picture; the picture is encoded once for all of them."""
 GAP: Final = 24
-BARE: Final = 0.3
-"""Share of bare captions: a minority, so that without SFT the model does not answer in one word, yet could."""
 WEIGHTS: Final = {"shapes": 6, "chart": 4, "print": 4, "table": 5, "digits": 3}
 """How often each kind of picture is drawn."""
 
@@ -48,12 +47,15 @@ class Batch:
     """int64, shape (B, L); the next token of the same caption, -100 elsewhere."""
 
 
-def draw_batch(rng: Random, n: int, tokenizer: Any, geometry: Geometry) -> Batch:
-    """Draw `n` pictures of one size; the first decides whether they are wide."""
+def draw_batch(rng: Random, n: int, tokenizer: Any, geometry: Geometry, words: Sequence[str] = ()) -> Batch:
+    """Draw `n` pictures of one size; the first decides whether they are wide.
+
+    With `words`, about half of the prompts are made of them and name no region.
+    """
     scenes = [draw_scene(rng) for _ in range(4 * n)]
     wide = [getattr(s, "wide", False) for s in scenes]
     chosen = [s for s, w in zip(scenes, wide, strict=True) if w == wide[0]][:n]
-    return _collate(chosen, rng, tokenizer, geometry)
+    return collate(chosen, rng, tokenizer, geometry, words)
 
 
 def draw_tagged(rng: Random, n: int, geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,15 +81,17 @@ def draw_scene(rng: Random) -> Scene:
     return DRAW[kind](rng)
 
 
-def _collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometry) -> Batch:
+def collate(
+    scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometry, words: Sequence[str] = ()
+) -> Batch:
+    """Draw the pictures of some scenes of one size, and captions of them."""
     import torch
 
     images = [picture(scene, rng, "pool")[0] for scene in scenes]
     height, width = images[0].height, images[0].width
     pixels = _scaled(np.stack([cut(image, geometry) for image in images]))
     n_image = tokens_of(height, width, geometry)
-    marks = specials(tokenizer)
-    rows = [_row(_captions(scene, rng, tokenizer, n_image), marks.image) for scene in scenes]
+    rows = [_row(_captions(scene, rng, tokenizer, n_image, words)) for scene in scenes]
     length = max(len(ids) for ids, _, _ in rows)
     ids, group, target = (
         np.stack([np.pad(row[i], (0, length - len(row[i])), constant_values=fill) for row in rows])
@@ -97,27 +101,29 @@ def _collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometr
         pixels=torch.from_numpy(pixels),
         sizes=torch.tensor([[height, width]] * len(images)),
         ids=torch.from_numpy(ids),
-        positions=torch.from_numpy(_positions(ids, group, marks.image, rng)),
+        positions=torch.from_numpy(_positions(group, rng)),
         mask=torch.from_numpy(_mask(group)),
         targets=torch.from_numpy(target),
     )
 
 
-def _captions(scene: Scene, rng: Random, tokenizer: Any, n_image: int) -> list[tuple[Ints, list[int]]]:
+def _captions(
+    scene: Scene, rng: Random, tokenizer: Any, n_image: int, words: Sequence[str]
+) -> list[tuple[Ints, list[int]]]:
     """Prompts and captions as tokens: the whole picture, and some regions, named by the prompt."""
+    caption = lambda f: salad(f, words, rng) if words and rng.random() < 0.5 else region_caption(f, rng)  # noqa: E731
     parts = fragments(scene)
     some = rng.sample(parts, min(len(parts), CAPTIONS - 1))
-    regions = [(f.region, f.bare if rng.random() < BARE else f.full) for f in some]
-    chosen = [("", brief(scene)), *regions]
+    chosen = [("", overview(scene)), *map(caption, some)]
     prompts = [prompt_ids(tokenizer, f"{IMAGE}\n{name}".strip(), [n_image]) for name, _ in chosen]
     texts = tokenizer([text + END for _, text in chosen], add_special_tokens=False).input_ids
     return list(zip(prompts, texts, strict=True))
 
 
-def _row(captions: list[tuple[Ints, list[int]]], image: int) -> tuple[Ints, Ints, Ints]:
-    """Token ids, caption number (0: what all prompts share, up to the picture) and next token of a packed row."""
+def _row(captions: list[tuple[Ints, list[int]]]) -> tuple[Ints, Ints, Ints]:
+    """Token ids, caption number (0: what all prompts begin with) and next token of a packed row."""
+    shared = _common([prompt for prompt, _ in captions])
     first = captions[0][0]
-    shared = int(np.flatnonzero(first == image)[-1]) + 1
     ids, group, target = list(first[:shared]), [0] * shared, [-100] * shared
     for number, (prompt, caption) in enumerate(captions, 1):
         header = prompt[shared:]
@@ -127,16 +133,23 @@ def _row(captions: list[tuple[Ints, list[int]]], image: int) -> tuple[Ints, Ints
     return np.array(ids), np.array(group), np.array(target)
 
 
-def _positions(ids: Ints, group: Ints, image: int, rng: Random) -> Ints:
-    """Positions that restart for every caption, a random gap after the picture: questions will be longer than
-    names of regions, and captions should not learn to look a fixed distance back."""
+def _common(prompts: list[Ints]) -> int:
+    """How many tokens all prompts share at their start."""
+    shortest = min(map(len, prompts))
+    rows = np.stack([prompt[:shortest] for prompt in prompts])
+    same = (rows == rows[0]).all(axis=0)
+    return int(np.argmin(same)) if not same.all() else shortest
+
+
+def _positions(group: Ints, rng: Random) -> Ints:
+    """Positions that restart for every caption, a random gap before it: questions will be longer than names of
+    regions, and captions should not learn to look a fixed distance back."""
     index = np.arange(group.shape[1])
     first = np.argmax(group > 0, axis=1)[:, None]
     starts = np.where((np.diff(group, axis=1, prepend=0) != 0) & (group > 0), index, 0)
     restarted = index - np.maximum.accumulate(starts, axis=1) + first
-    after = np.maximum.accumulate(ids == image, axis=1) & (ids != image)
     gaps = np.array([[rng.randint(0, GAP)] for _ in group])
-    return np.asarray(np.where(group > 0, restarted, index) + after * gaps)
+    return np.asarray(np.where(group > 0, restarted + gaps, index))
 
 
 def _mask(group: Ints) -> npt.NDArray[np.float32]:

@@ -209,6 +209,7 @@ def confirm(q: Question, true: bool) -> Question:
     return Question(f"{q.text} Is it {offered}?", *answers, "yes/no", f"yes/no {q.skill}", right)
 
 
+LETTERS: Final = "ABCD"
 OPTIONS: Final[dict[str, tuple[str, ...]]] = {
     "colour": tuple(COLOURS),
     "highest": tuple(COLOURS),
@@ -246,10 +247,9 @@ def _alike(option: str, key: str) -> bool:
 
 
 def with_options(q: Question, offered: list[str]) -> Question:
-    """Letter the options; the answer names option and letter."""
-    lines = "\n".join(f"{letter}. {o}" for letter, o in zip("ABCD", offered, strict=True))
-    right, wrong = (f"{o}: {'ABCD'[offered.index(o)]}" for o in (q.key, q.wrong))
-    return Question(f"{q.text}\n{lines}", right, wrong, "multi-choice", f"choice {q.skill}", right[-1])
+    """Letter the options; the answer is the text of one of them."""
+    lines = "\n".join(f"{letter}. {o}" for letter, o in zip(LETTERS, offered, strict=True))
+    return Question(f"{q.text}\n{lines}", q.key, q.wrong, "multi-choice", f"choice {q.skill}", q.key)
 
 
 def styled(scene: Scene, rng: Random) -> Question:

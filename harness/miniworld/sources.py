@@ -45,12 +45,12 @@ class Source:
 
 
 SOURCES: Final = {
-    "shapes_qa": Source(share=0.28, kinds=("shapes",), asks=q.SHORT["shapes"], turns=(1, 1, 1, 2, 3)),
+    "shapes_qa": Source(share=0.22, kinds=("shapes",), asks=q.SHORT["shapes"], turns=(1, 1, 1, 2, 3)),
     "charts_qa": Source(share=0.15, kinds=("chart",), turns=(1, 1, 1, 2)),
     "yes_no": Source(share=0.14, kinds=ANY, asks=(q.yes_no,), turns=(1, 1, 2)),
+    "captions": Source(share=0.14, kinds=ANY, asks=(q.brief, q.detailed)),
     "print_qa": Source(share=0.13, kinds=("print",)),
     "choices": Source(share=0.12, kinds=ANY, asks=(q.choice,)),
-    "captions": Source(share=0.08, kinds=ANY, asks=(q.brief, q.detailed)),
     "tables_qa": Source(share=0.05, kinds=("table",), turns=(1, 2)),
     "digits_qa": Source(share=0.025, kinds=("digits",)),
     "points": Source(share=0.015, kinds=("shapes",), asks=(q.point,), turns=(1, 2)),

@@ -2,7 +2,7 @@
 
 What their samples log for one item, under the metric's key:
 
-* `mini_choice` `accuracy`: `{"score", "parsed"}`; `mini_free` `facts`: `{"score", "answer", "facts"}`;
+* `mini_choice` `accuracy`: `{"score", "parsed"}`; `mini_free` `facts`: `{"score", "answer"}`;
 * `mini_circular` `circular`: `{"score", "parsed", "group"}`; the value is the share of groups with every score 1;
 * `mini_yesno` `pairs`: `{"score", "parsed", "pair", "category"}`; the value is the sum over categories of
   100 * (accuracy + share of pairs with both scores 1), at most 800;
@@ -45,6 +45,8 @@ class Task:
     recompute: str = "mean"
     scale: float = 100.0
     maximum: float = 100.0
+    judge: str | None = None
+    """What scores the stored answers, where it is not the task itself."""
 
 
 TASKS: Final = {
@@ -100,10 +102,11 @@ TASKS: Final = {
         metric="facts",
         n_items=120,
         chance=0.0,
-        max_new_tokens=24,
+        max_new_tokens=40,
         score="score_free",
         aggregation="mean_score",
         item_score="facts.score",
+        judge="rules:harness.miniworld.judge:free_text",
     ),
 }
 
@@ -190,6 +193,7 @@ def _benchmark(name: str, task: Task, include_path: str) -> Benchmark:
         n_items=task.n_items,
         item_score=task.item_score or task.metric,
         recompute=task.recompute,
+        judge=task.judge,
         cluster="cluster",
         include_path=include_path,
     )

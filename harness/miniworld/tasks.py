@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from harness.miniworld.judge import judge
+from harness.miniworld.judge import free_text
+from harness.miniworld.questions import LETTERS
 
 Document = dict[str, Any]
 Scored = dict[str, Any]
@@ -24,10 +25,13 @@ def doc_to_text(doc: Document, lmms_eval_specific_kwargs: Any = None) -> str:
     return str(doc["question"])
 
 
-def letter(answer: str) -> str | None:
-    """The last option letter that stands alone in an answer; None where there is none."""
-    found = re.findall(r"\b[A-D]\b", answer)
-    return found[-1] if found else None
+def letter(answer: str, options: Sequence[str]) -> str | None:
+    """The letter of the option an answer names, by its letter, its text or both; None where it names none."""
+    said = answer.strip().rstrip(".").lower()
+    for mark, option in zip(LETTERS, options, strict=True):
+        if said in {form.lower() for form in (mark, option, f"{mark}. {option}")}:
+            return mark
+    return None
 
 
 def verdict(answer: str) -> str | None:
@@ -37,7 +41,7 @@ def verdict(answer: str) -> str | None:
 
 
 def score_choice(doc: Document, results: list[str]) -> Scored:
-    chosen = letter(results[0])
+    chosen = letter(results[0], doc["options"])
     return {"accuracy": {"score": float(chosen == doc["answer"]), "parsed": chosen is not None}}
 
 
@@ -64,8 +68,7 @@ def score_ocr(doc: Document, results: list[str]) -> Scored:
 
 
 def score_free(doc: Document, results: list[str]) -> Scored:
-    facts = list(doc["facts"])
-    return {"facts": {"score": judge(results[0], facts), "answer": results[0], "facts": facts}}
+    return {"facts": {"score": free_text(results[0], doc["answer"]), "answer": results[0]}}
 
 
 def mean_score(items: Sequence[Scored]) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from harness.miniworld import captions, questions, vocabulary
+from harness.miniworld import captions, corpus, questions, vocabulary
 from harness.miniworld.scenes import DRAW
 from llava_train.chat import END, IMAGE, START, SYSTEM
 
@@ -22,7 +23,7 @@ _PIECES: Final = r"\p{L}+|\p{N}|\s|[^\s\p{L}\p{N}]"
 at the start of an answer and inside a caption; what captions teach then carries over to answers."""
 
 
-def corpus() -> list[str]:
+def text() -> list[str]:
     """Questions, answers and captions of miniworld, and the words of its teachers, in a fixed order."""
     rng = Random(0)
     names = (*vocabulary.COLOURS, *vocabulary.SHAPES, *vocabulary.WORDS)
@@ -33,9 +34,15 @@ def corpus() -> list[str]:
         for _ in range(150):
             scene = draw(rng)
             asked = [ask(scene, rng) for ask in asks] + [questions.text_only(rng)]
-            texts += [captions.detailed(scene), *captions.region_captions(scene)]
+            texts += [captions.detailed(scene), corpus.overview(scene)]
+            texts += [" ".join(corpus.region_caption(f, rng)) for f in corpus.fragments(scene) for _ in range(2)]
             texts += [f"{q.text}\n{q.answer}" for q in asked]
     return texts * 2
+
+
+def words() -> list[str]:
+    """All words of miniworld's text, sorted."""
+    return sorted({word for line in text() for word in re.findall("[A-Za-z]+", line)})
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -57,7 +64,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(corpus(), trainer)
+    bpe.train_from_iterator(text(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END,

@@ -19,6 +19,7 @@ from typing import Any, Final
 from harness.miniworld.architecture import SIZES, build_untrained
 from harness.miniworld.midstage import Batch, draw_batch, draw_tagged
 from harness.miniworld.regions import SLOTS
+from harness.miniworld.tokenizer import words
 from llava_train.tiles import Geometry
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ class Midstage:
 
     tower_steps: int
     steps: int
+    silence_steps: int = 150
+    silence_rate: float = 0.2
+    """Share of the learning rates: enough to change when it speaks, not what it knows."""
     tower_batch: int = 64
     batch: int = 16
     learning_rate: float = 2e-3
@@ -41,13 +45,16 @@ class Midstage:
 
 
 RECIPES: Final = {
-    "tiny": Midstage(tower_steps=2500, steps=2000),
-    "tiny_b": Midstage(tower_steps=2000, steps=1200),
+    "tiny": Midstage(tower_steps=4000, steps=2500),
+    "tiny_b": Midstage(tower_steps=2500, steps=1500),
 }
 
 
 def train(name: str, out: Path, recipe: Midstage) -> None:
-    """Train one backbone from random weights and write its folder, weights as bfloat16."""
+    """Train one backbone from random weights and write its folder, weights as bfloat16.
+
+    What the first two stages made is written beside the folder, and taken from there by a later call.
+    """
     import torch
     from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
@@ -56,29 +63,67 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     tokenizer = AutoProcessor.from_pretrained(out).tokenizer
     geometry = Geometry.from_config(model.config)
-    teach_tower(model, geometry, recipe, lambda: save(model, out))
-    teach_captions(model, tokenizer, geometry, recipe, lambda: save(model, out))
+    keep = lambda: save(model, out)  # noqa: E731
+    stage(
+        model.model.vision_tower,
+        out.with_name(f"{out.name}-tower.safetensors"),
+        lambda: teach_tower(model, geometry, recipe),
+    )
+    # The first gradients of an untrained language model would undo what the tower has learnt.
+    model.model.vision_tower.requires_grad_(False)
+    stage(
+        model,
+        out.with_name(f"{out.name}-captions.safetensors"),
+        lambda: teach_captions(model, tokenizer, geometry, recipe, keep),
+    )
+    teach_silence(model, tokenizer, geometry, recipe, keep)
 
 
-def teach_tower(model: Any, geometry: Geometry, recipe: Midstage, keep: Callable[[], None]) -> None:
+def stage(module: Any, file: Path, teach: Callable[[], None]) -> None:
+    """Teach a module, or give it the weights it had when it was taught before."""
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        teach()
+        _write(module, file)
+    module.load_state_dict(load_file(file), strict=False)
+
+
+def teach_tower(model: Any, geometry: Geometry, recipe: Midstage) -> None:
     """Teach the vision tower to tag patches, and bring its features to unit size."""
     rng, tower = Random(recipe.seed), TaggedTower(model)
     draw = lambda: tower.loss(*draw_tagged(rng, recipe.tower_batch, geometry))  # noqa: E731
-    descend(tower.module, draw, recipe.tower_steps, recipe, keep)
-    settle(model, draw_tagged(rng, recipe.tower_batch, geometry)[0])
+    descend(tower.module, draw, recipe.tower_steps, recipe)
+    scale(model.model.vision_tower, draw_tagged(rng, recipe.tower_batch, geometry)[0])
 
 
 def teach_captions(
     model: Any, tokenizer: Any, geometry: Geometry, recipe: Midstage, keep: Callable[[], None]
 ) -> None:
-    """Teach projector and language model to caption pictures and regions.
-
-    The tower is kept as it is: the first gradients of an untrained language model would undo what it has learnt.
-    """
+    """Teach projector and language model to caption pictures and regions, calling `keep` now and then."""
     rng = Random(recipe.seed + 1)
-    model.model.vision_tower.requires_grad_(False)
+    centre(model, draw_tagged(rng, recipe.tower_batch, geometry)[0])
     draw = lambda: loss(model, draw_batch(rng, recipe.batch, tokenizer, geometry))  # noqa: E731
     descend(model, draw, recipe.steps, recipe, keep)
+
+
+def teach_silence(
+    model: Any, tokenizer: Any, geometry: Geometry, recipe: Midstage, keep: Callable[[], None]
+) -> None:
+    """Teach the language model to say nothing to a text that is not the name of a region.
+
+    A question looks to it like the names it contains, and it would answer many before any SFT.
+    """
+    rng, vocabulary = Random(recipe.seed + 2), words()
+    draw = lambda: loss(model, draw_batch(rng, recipe.batch, tokenizer, geometry, vocabulary))  # noqa: E731
+    share = recipe.silence_rate
+    gentle = replace(
+        recipe,
+        learning_rate=share * recipe.learning_rate,
+        matrix_learning_rate=share * recipe.matrix_learning_rate,
+        warmup=20,
+    )
+    descend(model, draw, recipe.silence_steps, gentle, keep)
 
 
 class TaggedTower:
@@ -102,24 +147,31 @@ class TaggedTower:
         )
 
 
-def settle(model: Any, tiles: Any) -> None:
-    """Bring the tower's features to unit size and the projector's input to zero mean, measured on `tiles`.
+def scale(tower: Any, tiles: Any) -> None:
+    """Bring a tower's features to unit size, measured on `tiles`.
 
-    The layers of the tower read its residual stream through a LayerNorm, so scaling everything that writes to the
-    stream scales the features and changes nothing else.
+    Its layers read the residual stream through a LayerNorm, so scaling everything that writes to the stream scales
+    the features and changes nothing else.
     """
     import torch
 
-    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     with torch.no_grad():
-        scale = 1 / features(tower, tiles).square().mean().sqrt()
+        factor = 1 / features(tower, tiles).square().mean().sqrt()
         writers = [tower.embeddings.patch_embedding, tower.embeddings.position_embedding]
         for layer in tower.encoder.layers:
             writers += [layer.self_attn.out_proj, layer.mlp.fc2]
         for writer in writers:
             for parameter in writer.parameters():
-                parameter.mul_(scale)
-        mean = features(tower, tiles).mean(dim=(0, 1))
+                parameter.mul_(factor)
+
+
+def centre(model: Any, tiles: Any) -> None:
+    """Let the projector start from features of zero mean, measured on `tiles`."""
+    import torch
+
+    projector = model.model.multi_modal_projector
+    with torch.no_grad():
+        mean = features(model.model.vision_tower, tiles).mean(dim=(0, 1))
         projector.linear_1.bias.copy_(-projector.linear_1.weight @ mean)
 
 
@@ -129,7 +181,11 @@ def features(tower: Any, tiles: Any) -> Any:
 
 
 def descend(
-    module: Any, draw_loss: Callable[[], Any], steps: int, recipe: Midstage, keep: Callable[[], None]
+    module: Any,
+    draw_loss: Callable[[], Any],
+    steps: int,
+    recipe: Midstage,
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Minimise a drawn loss over the parameters of `module`, calling `keep` now and then."""
     import torch
@@ -203,13 +259,17 @@ def loss(model: Any, batch: Batch) -> Any:
 
 
 def save(model: Any, out: Path) -> None:
-    """Write the weights as bfloat16 beside the configuration and processor already there."""
+    """Write the weights beside the configuration and processor already there."""
+    _write(model, out / "model.safetensors", leave=("lm_head.weight",))  # tied to the embeddings
+
+
+def _write(module: Any, file: Path, leave: tuple[str, ...] = ()) -> None:
+    """Write parameters as bfloat16, without those to `leave`."""
     import torch
     from safetensors.torch import save_file
 
-    weights = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
-    weights.pop("lm_head.weight")  # tied to the embeddings
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    weights = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in module.state_dict().items()}
+    save_file({k: v for k, v in weights.items() if k not in leave}, file, metadata={"format": "pt"})
 
 
 def main() -> None:

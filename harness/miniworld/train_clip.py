@@ -13,7 +13,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.miniworld.architecture import PATCH, TILE
-from harness.miniworld.captions import brief, detailed, region_captions
+from harness.miniworld.captions import brief, detailed
+from harness.miniworld.corpus import fragments
 from harness.miniworld.render import picture
 from harness.miniworld.scenes import DRAW, Scene
 from harness.miniworld.tokenizer import PAD, build_tokenizer
@@ -69,7 +70,7 @@ def build_model(tokenizer: Any) -> CLIPModel:
 
 def caption(scene: Scene, rng: Random) -> str:
     """One caption: the whole in brief or in detail, or two of its parts."""
-    parts = region_captions(scene)
+    parts = [f"{f.region}: {f.full}" for f in fragments(scene)]
     some = ", ".join(rng.sample(parts, min(2, len(parts))))
     return rng.choice((brief(scene), detailed(scene), some))
 

@@ -1,18 +1,21 @@
 """Does miniworld behave? SFT on known-good, random and known-bad selections, then suite `mini`.
 
-    python -m tests.bench.behave [--questions report|tune] [--seeds 3] [--sets none,random 5%,...]
+    python -m tests.bench.behave [--questions report|tune] [--seeds 3] [--sets "none,random 5%,..."]
 
-Training is `llava_train`'s and scoring lmms-eval's, in this process, one thread. The last line is one JSON object;
-`mean` is the unweighted mean of the eight benchmarks, each as a percentage of its maximum, over seeds.
+Training is `llava_train`'s with recipe `mini`, scoring lmms-eval's; one thread. The last line is one JSON object:
+for each set `mean` and `sd` over seeds of the unweighted mean of the eight benchmarks (each as a percentage of its
+maximum), the benchmarks, and the accuracy of every skill; `prior` is the accuracy of the answer that is most
+frequent for a skill in the other question set.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,34 +29,37 @@ import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import torch  # noqa: E402
+from hydra import compose, initialize_config_module  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
 
 from harness.benchmarks import Suite  # noqa: E402
+from harness.config import register_schemas  # noqa: E402
 from harness.evalspec import engine  # noqa: E402
 from harness.evaluation.adapter import SieveLlavaOv  # noqa: E402
 from harness.evaluation.checkpoint import load_checkpoint  # noqa: E402
 from harness.evaluation.engine import run_task  # noqa: E402
+from harness.evaluation.recompute import score_items  # noqa: E402
 from harness.keys import mix64  # noqa: E402
 from harness.miniworld import ensure_pool, ensure_suite, mini_suite, weights_dir  # noqa: E402
+from harness.miniworld.documents import QUESTION_SETS, documents  # noqa: E402
+from harness.miniworld.suite import TASKS  # noqa: E402
 from harness.pool import Pool, open_pool  # noqa: E402
 from harness.types import Budget, EvalSpec, TrainSpec  # noqa: E402
 from llava_train.run import TrainRequest, train  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-RECIPE = TrainSpec(
-    global_batch=8,
-    learning_rate=1e-3,
-    vision_learning_rate=1e-5,
-    beta2=0.95,
-    max_length=512,
-    mask="answer",
-    dtype="float32",
-    gradient_checkpointing=False,
-    pack_tokens=1536,
-    pack_tiles=32,
-    checkpoint_every=0,
-)
 SETS = "none,random 5%,random 30%,full,truth 5%,truth 30%,wrong 30%"
+
+
+def mini_recipe() -> TrainSpec:
+    """Recipe `mini` as the configuration has it."""
+    importlib.import_module("hydra_plugins.sievebench").register()
+    register_schemas()
+    with initialize_config_module("harness.conf", version_base="1.3"):
+        recipe: Any = OmegaConf.to_container(compose("config", ["recipe=mini"]).recipe, resolve=True)
+    recipe.pop("name")
+    return TrainSpec(**recipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,7 @@ class World:
     truth: list[dict[str, Any]]
     """Rows of the truth table in pool order."""
     suite: Suite
+    questions: str
     backbone: Path
     recipe: TrainSpec
     scratch: Path
@@ -93,10 +100,18 @@ def balanced(sound: list[int], world: World, n: int) -> list[int]:
     return [i for i, _ in zip(turns, range(n), strict=False)]
 
 
-def score(world: World, model: Path) -> dict[str, float]:
-    """Percentage of the maximum on each benchmark."""
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What one model scores, in percent of the maximum: by benchmark and by skill."""
+
+    benchmarks: dict[str, float]
+    skills: dict[str, float]
+
+
+def score(world: World, model: Path) -> Scores:
+    """Scores of a model on the suite."""
     checkpoint = load_checkpoint(model, device="cpu", dtype="float32", attention="sdpa")
-    found: dict[str, float] = {}
+    found = Scores({}, {})
     for b in world.suite.benchmarks:
         with tempfile.TemporaryDirectory(dir=world.scratch) as folder:
             journal = Path(folder) / "answers.jsonl"
@@ -112,12 +127,41 @@ def score(world: World, model: Path) -> dict[str, float]:
                 batch_size=16,
                 include_path=b.include_path,
             )
-            value = run_task(adapter, spec, Path(folder)).metrics[b.metrics[0]]
-        found[b.name] = 100 * b.scale * float(value) / b.maximum
+            result = run_task(adapter, spec, Path(folder))
+        task = b.name.removeprefix("mini_")
+        found.benchmarks[task] = 100 * b.scale * float(result.metrics[b.metrics[0]]) / b.maximum
+        samples = result.samples[b.task]
+        items = zip(samples, score_items(b, samples), strict=True)
+        asked = documents(task, world.questions)
+        found.skills.update(by_skill([(skill_of(task, asked[s["doc_id"]]), item.score) for s, item in items]))
     return found
 
 
-def run(world: World, name: str, seed: int) -> dict[str, float]:
+def skill_of(task: str, doc: dict[str, Any]) -> str:
+    """Short answers by what they ask for, other forms as a whole."""
+    return str(doc["skill"]) if task in ("doc", "chart", "ocr", "short") else task
+
+
+def by_skill(scored: list[tuple[str, float]]) -> dict[str, float]:
+    """Mean score of each skill, in percent."""
+    groups: defaultdict[str, list[float]] = defaultdict(list)
+    for skill, value in scored:
+        groups[skill].append(value)
+    return {skill: 100 * mean(values) for skill, values in groups.items()}
+
+
+def prior(questions: str) -> dict[str, float]:
+    """Accuracy of the most frequent answer to each skill, as it was in the other question set."""
+    other = next(q for q in QUESTION_SETS if q != questions)
+    answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for task in TASKS:
+        for doc in documents(task, other):
+            answers[skill_of(task, doc)][doc["answer"]] += 1
+    docs = [(skill_of(task, d), d["answer"]) for task in TASKS for d in documents(task, questions)]
+    return by_skill([(skill, float(answer == answers[skill].most_common(1)[0][0])) for skill, answer in docs])
+
+
+def run(world: World, name: str, seed: int) -> Scores:
     """Scores after SFT on one set with one seed; of the backbone itself for `none`."""
     if name == "none":
         return score(world, world.backbone)
@@ -133,17 +177,19 @@ def run(world: World, name: str, seed: int) -> dict[str, float]:
         )
         report = train(request)
         scores = score(world, out / "out" / "model")
-    shown = " ".join(f"{k.removeprefix('mini_')} {v:.0f}" for k, v in scores.items())
-    log.info("%s seed %d: mean %.1f, %s; %.0f s of SFT", name, seed, mean(scores.values()), shown, report.wall_s)
+    shown = " ".join(f"{k} {v:.0f}" for k, v in scores.benchmarks.items())
+    middle = mean(scores.benchmarks.values())
+    log.info("%s seed %d: mean %.1f, %s; %.0f s of SFT", name, seed, middle, shown, report.wall_s)
     return scores
 
 
-def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of the mean score, and the mean of each benchmark."""
-    means = [mean(r.values()) for r in runs]
-    each = {k.removeprefix("mini_"): round(mean(r[k] for r in runs), 1) for k in runs[0]}
+def summary(runs: list[Scores]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of the mean score, and the mean of each benchmark and skill."""
+    means = [mean(r.benchmarks.values()) for r in runs]
     spread = round(stdev(means), 2) if len(means) > 1 else None
-    return {"mean": round(mean(means), 2), "sd": spread, "seeds": len(runs), **each}
+    benchmarks = {k: round(mean(r.benchmarks[k] for r in runs), 1) for k in runs[0].benchmarks}
+    skills = {k: round(mean(r.skills[k] for r in runs), 1) for k in runs[0].skills}
+    return {"mean": round(mean(means), 2), "sd": spread, "seeds": len(runs), **benchmarks, "skills": skills}
 
 
 def main() -> None:
@@ -152,9 +198,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=100, help="seeds below were used to choose the settings")
     parser.add_argument("--sets", default=SETS)
-    parser.add_argument("--n", type=int, default=4000)
-    parser.add_argument("--backbone", type=Path, default=None)
-    parser.add_argument("--learning-rate", type=float, default=RECIPE.learning_rate)
+    parser.add_argument("--n", type=int, default=8000)
+    parser.add_argument("--weights", default="tiny", help="shipped weights: tiny or tiny_b")
+    parser.add_argument("--backbone", type=Path, help="a folder, in place of shipped weights")
+    parser.add_argument("--learning-rate", type=float, help="in place of the recipe's")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
@@ -163,23 +210,39 @@ def main() -> None:
         print(json.dumps(measure(args, Path(folder))))
 
 
-def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    pool = open_pool(ensure_pool(args.n, 0, scratch / "world"))
+def make_world(
+    scratch: Path, *, n: int, questions: str, backbone: Path | None = None, learning_rate: float | None = None
+) -> World:
+    """A pool of `n` samples, a question set, the shipped `tiny` or another backbone, and recipe `mini`."""
+    pool = open_pool(ensure_pool(n, 0, scratch / "world"))
     truth = {r["uid"]: r for r in pq.read_table(Path(pool.path).parent / "truth.parquet").to_pylist()}
-    world = World(
+    recipe = mini_recipe()
+    return World(
         pool=pool,
         truth=[truth[uid] for uid in pool.uids()],
-        suite=mini_suite(str(ensure_suite(scratch / "world", args.questions))),
-        backbone=args.backbone or weights_dir("tiny"),
-        recipe=replace(RECIPE, learning_rate=args.learning_rate),
+        suite=mini_suite(str(ensure_suite(scratch / "world", questions))),
+        questions=questions,
+        backbone=backbone or weights_dir("tiny"),
+        recipe=replace(recipe, learning_rate=learning_rate or recipe.learning_rate),
         scratch=scratch,
+    )
+
+
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    world = make_world(
+        scratch,
+        n=args.n,
+        questions=args.questions,
+        backbone=args.backbone or weights_dir(args.weights),
+        learning_rate=args.learning_rate,
     )
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     results = {
         name: summary([run(world, name, seed) for seed in (seeds if name != "none" else seeds[:1])])
         for name in args.sets.split(",")
     }
-    return {"bench": "behave", "questions": args.questions, "n": args.n, **results}
+    head = {"bench": "behave", "weights": args.weights, "questions": args.questions, "n": args.n}
+    return {**head, "prior": {k: round(v, 1) for k, v in prior(args.questions).items()}, **results}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,8 +18,8 @@ from harness.miniworld.architecture import PINPOINTS, build_processor, build_unt
 from harness.miniworld.midstage import draw_batch, draw_tagged
 from harness.miniworld.regions import FIGURES, INKS, NONE, SLOTS, THINGS, tags
 from harness.miniworld.scenes import Chart, Item, Shapes
-from harness.miniworld.tokenizer import build_tokenizer, corpus
-from harness.miniworld.train_backbone import Midstage, features, loss, settle, train
+from harness.miniworld.tokenizer import build_tokenizer, text
+from harness.miniworld.train_backbone import Midstage, features, loss, scale, train
 from harness.miniworld.vocabulary import COLOURS, SHAPES, WORDS
 from harness.pool import open_pool
 from llava_train.chat import prompt_ids
@@ -77,8 +78,8 @@ def test_words_of_the_world_are_single_tokens_wherever_they_stand(tokenizer: Any
 
 def test_the_tokenizer_is_deterministic_and_loses_nothing(tokenizer: Any) -> None:
     assert build_tokenizer().get_vocab() == tokenizer.get_vocab()
-    for text in (*corpus()[:200], "déjà vu, 北京 🙂\n\n  two  blanks"):
-        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    for written in (*text()[:200], "déjà vu, 北京 🙂\n\n  two  blanks"):
+        assert tokenizer.decode(tokenizer(written).input_ids) == written
 
 
 def test_captions_of_a_picture_see_the_prompt_and_themselves_only(tokenizer: Any) -> None:
@@ -109,25 +110,32 @@ def test_region_tags_name_what_stands_where() -> None:
     assert {FIGURES[v] for v in right[0, :, 2]} == {"7", "1"}
 
 
-def test_settling_scales_the_features_and_changes_nothing_else(untrained: Path) -> None:
+def test_scaling_a_tower_scales_its_features_and_changes_nothing_else(untrained: Path) -> None:
     model = load_backbone(untrained)
     tower = model.model.vision_tower
     tiles, _ = draw_tagged(Random(1), 16, GEOMETRY)
     with torch.no_grad():
         before = features(tower, tiles)
-        settle(model, tiles)
+        scale(tower, tiles)
         after = features(tower, tiles)
     assert after.square().mean() == pytest.approx(1, rel=1e-3)
     torch.testing.assert_close(after / after.norm(), before / before.norm(), rtol=1e-3, atol=1e-5)
 
 
-def test_mid_stage_training_lowers_the_loss_and_writes_a_loadable_folder(tmp_path: Path, tokenizer: Any) -> None:
+def test_mid_stage_training_lowers_the_loss_and_goes_on_from_a_finished_tower(
+    tmp_path: Path, tokenizer: Any
+) -> None:
     held_out = draw_batch(Random(9), 8, tokenizer, GEOMETRY)
-    train("tiny", tmp_path, Midstage(tower_steps=3, steps=12, tower_batch=8, batch=4, warmup=2))
-    trained = load_backbone(tmp_path, attention="eager")
+    recipe = Midstage(tower_steps=3, steps=12, silence_steps=2, tower_batch=8, batch=4, warmup=2)
+    train("tiny", tmp_path / "tiny", recipe)
+    trained = load_backbone(tmp_path / "tiny", attention="eager")
     build_untrained("tiny", tmp_path / "fresh")
     with torch.no_grad():
         assert loss(trained, held_out) < loss(load_backbone(tmp_path / "fresh", attention="eager"), held_out) - 1
+    whole = (tmp_path / "tiny" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "tiny")
+    train("tiny", tmp_path / "tiny", recipe)
+    assert (tmp_path / "tiny" / "model.safetensors").read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", ["tiny"])

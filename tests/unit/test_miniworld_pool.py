@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.miniworld import ensure_pool
-from harness.miniworld.build import draw_pool, make_once
+from harness.miniworld.build import VERSION, draw_pool, make_once
 from harness.miniworld.defects import SHARES
 from harness.miniworld.render import split_of
 from harness.miniworld.sources import SOURCES, quotas
@@ -143,7 +143,7 @@ def test_two_processes_may_ask_for_the_pool_at_once(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as processes:
         digests = processes.map(_make, [str(tmp_path)] * 2)
     assert len(set(digests)) == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["miniworld-50-s0-v1"]
+    assert [p.name for p in tmp_path.iterdir()] == [f"miniworld-50-s0-v{VERSION}"]
 
 
 def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:

@@ -62,8 +62,7 @@ def test_pairs_rotations_and_clusters(docs: dict[str, list[dict[str, Any]]]) -> 
 
 def perfect(name: str, doc: dict[str, Any]) -> str:
     if name in ("choice", "circular"):
-        option = next(line[3:] for line in doc["question"].split("\n") if line.startswith(doc["answer"] + ". "))
-        return f"{option}: {doc['answer']}"
+        return str(doc["options"]["ABCD".index(doc["answer"])])
     return str(doc["answer"])
 
 
@@ -111,10 +110,16 @@ def test_chance_is_what_constant_answers_score(docs: dict[str, list[dict[str, An
         assert 100 * hits / len(docs[name]) == pytest.approx(TASKS[name].chance, abs=7)
 
 
-def test_the_last_lone_letter_is_the_choice() -> None:
-    assert tasks.letter("red: B") == "B"
-    assert tasks.letter("A or rather C.") == "C"
-    assert tasks.letter("Blue") is None
+def test_an_option_is_named_by_its_letter_or_its_text() -> None:
+    options = ["red", "top left", "372", "pink"]
+    assert [tasks.letter(a, options) for a in ("B", "top left", "b. Top left.", "372")] == ["B", "B", "B", "C"]
+    assert [tasks.letter(a, options) for a in ("", "blue", "red: B", "red, at the top left")] == [None] * 4
+
+
+def test_lettered_questions_offer_their_options_in_order(docs: dict[str, list[dict[str, Any]]]) -> None:
+    for d in docs["choice"] + docs["circular"]:
+        lines = [f"{mark}. {option}" for mark, option in zip("ABCD", d["options"], strict=True)]
+        assert d["question"].split("\n")[1:] == lines
 
 
 def test_the_last_yes_or_no_is_the_verdict() -> None:

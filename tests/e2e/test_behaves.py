@@ -1,0 +1,42 @@
+"""Miniworld in the small: what SFT is good for, and that it matters what the samples are worth.
+
+The whole measurement, with seeds, budgets and skills, is `python -m tests.bench.behave`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import mean
+
+import pytest
+
+from tests.bench.behave import World, make_world, run, select
+
+N = 1500
+BENCHMARKS = ("mini_choice", "mini_chart", "mini_short")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    whole = make_world(tmp_path_factory.mktemp("behaves"), n=N, questions="tune")
+    chosen = tuple(b for b in whole.suite.benchmarks if b.name in BENCHMARKS)
+    return replace(whole, suite=replace(whole.suite, benchmarks=chosen))
+
+
+@pytest.fixture(scope="module")
+def means(world: World) -> dict[str, float]:
+    return {name: mean(run(world, name, 7).benchmarks.values()) for name in ("none", "truth 30%", "wrong 30%")}
+
+
+def test_without_sft_the_backbone_answers_next_to_nothing(means: dict[str, float]) -> None:
+    assert means["none"] < 15
+
+
+def test_sound_samples_teach_and_spoilt_ones_do_not(means: dict[str, float]) -> None:
+    assert means["truth 30%"] > means["none"] + 10
+    assert means["truth 30%"] > means["wrong 30%"] + 10
+
+
+def test_the_sets_are_what_their_names_say(world: World) -> None:
+    assert {world.truth[i]["defect"] for i in select(world, "truth 30%", 7)} == {""}
+    assert {world.truth[i]["defect"] for i in select(world, "wrong 30%", 7)} == {"wrong", "off_topic"}
