@@ -26,7 +26,7 @@ TRAINING: Final = 6.0
 """Operations per weight and token of a training step."""
 FORWARD: Final = 2.0
 TOKENS_PER_WORD: Final = 1.4
-CPU_RATE: Final = 10e9
+CPU_RATE: Final = 50e9
 """Operations a second of one thread."""
 SMALL: Final = 2e9
 """Weights up to which a model reaches but a fifth of a device's peak."""
