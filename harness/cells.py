@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from harness.benchmarks import Suite
-from harness.keys import digest
+from harness.keys import digest, plain
 from harness.pool import Pool
 from harness.registry import selector_spec
 from harness.types import Backbone, Budget, SelectorSpec, TrainSpec
@@ -52,7 +52,7 @@ class Cell:
     def method(self) -> str:
         """The selector with those of its settings that are not the default, as tables name it."""
         default = selector_spec(self.selector.name, {}).config
-        changed = {k: v for k, v in self.selector.config.items() if v != default[k]}
+        changed = {k: v for k, v in self.selector.config.items() if plain(v) != plain(default[k])}
         if not changed:
             return self.selector.name
         inner = ",".join(f"{k}={v}" for k, v in sorted(changed.items()))

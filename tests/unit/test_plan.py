@@ -45,6 +45,12 @@ def test_one_cell_is_a_chain(cell: Cell) -> None:
     assert plan.cells[0].stages == tuple(plan.stages)
 
 
+def test_a_cell_is_named_by_the_settings_that_differ(cell: Cell) -> None:
+    """Hydra hands lists to settings whose default is a tuple."""
+    assert replace(cell, selector=selector_spec("coincide", {"layers": []})).method == "coincide"
+    assert replace(cell, selector=selector_spec("coincide", {"layers": [3]})).method == "coincide(layers=[3])"
+
+
 def test_score_once_cut_many(cell: Cell) -> None:
     cells = [replace(cell, budget=Budget.parse(f"{p}%")) for p in range(1, 51)]
     assert kinds(make_plan(cells)) == {"features": 1, "score": 1, "select": 50, "train": 50, "evaluate": 100}
