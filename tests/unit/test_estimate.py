@@ -265,7 +265,7 @@ def sweep(tmp_path: Path, pool: Pool, model: Path) -> Sweep:
 def plan_lines(sweep: Sweep) -> dict[str, str]:
     """What a plan says, by the first word of the line."""
     out = io.StringIO()
-    show_plan(sweep, Console(file=out, width=140))
+    show_plan(sweep, Console(file=out, width=1000))
     return {line.split()[0]: " ".join(line.split()) for line in out.getvalue().splitlines() if line.strip()}
 
 
