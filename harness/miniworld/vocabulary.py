@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from harness.taxonomy import CAPABILITIES as CAPABILITIES
+from harness.taxonomy import STYLES as STYLES
+
 COLOURS: Final = {
     "red": (220, 40, 40),
     "green": (40, 160, 60),
@@ -30,34 +33,3 @@ WORDS: Final = (
     "ram", "rat", "rug", "sea", "sky", "sun", "tea", "toy", "tub", "van", "web", "yak", "zip",
 )  # fmt: skip
 """Words that are printed in pictures."""
-
-CAPABILITIES: Final = (
-    "object spatial understanding",
-    "attribute identification",
-    "logical deduction",
-    "scene understanding",
-    "fine-grained recognition",
-    "language generation",
-    "in-context learning",
-    "comparative analysis",
-    "activity recognition",
-    "causal reasoning",
-    "humanities",
-    "stem knowledge",
-    "data understanding",
-    "optical character recognition",
-)
-"""The fourteen capabilities of arXiv 2503.13383, in its order."""
-
-STYLES: Final = (
-    "multi-choice",
-    "coordinate",
-    "yes/no",
-    "word/short-phrase",
-    "short description",
-    "detailed description",
-    "comparison",
-    "chain-of-thought",
-    "specified style",
-)
-"""The nine interaction styles of arXiv 2503.13383."""

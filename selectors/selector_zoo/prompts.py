@@ -16,40 +16,11 @@ from typing import Any, Final
 
 from harness.errors import HarnessError
 from harness.keys import digest
+from harness.taxonomy import CAPABILITIES as CAPABILITIES
+from harness.taxonomy import STYLES as STYLES
 
 OWN: Final = "own"
 """Our own pack, for models trained here and for labelling."""
-
-CAPABILITIES: Final = (
-    "object spatial understanding",
-    "attribute identification",
-    "logical deduction",
-    "scene understanding",
-    "fine-grained recognition",
-    "language generation",
-    "in-context learning",
-    "comparative analysis",
-    "activity recognition",
-    "causal reasoning",
-    "humanities",
-    "stem knowledge",
-    "data understanding",
-    "optical character recognition",
-)
-"""The fourteen capabilities of arXiv 2503.13383, in the order of the columns of `scores`."""
-
-STYLES: Final = (
-    "multi-choice",
-    "coordinate",
-    "yes/no",
-    "word/short-phrase",
-    "short description",
-    "detailed description",
-    "comparison",
-    "chain-of-thought",
-    "specified style",
-)
-"""The nine interaction styles of arXiv 2503.13383, in the order the column `styles` numbers them."""
 
 SLOTS: Final[Mapping[str, tuple[str, ...]]] = {
     "score": ("cap_keyword",),
