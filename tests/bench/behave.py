@@ -49,7 +49,7 @@ from llava_train.run import TrainRequest, train  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-SETS = "none,random 5%,random 30%,full,truth 5%,truth 30%,wrong 30%"
+SETS = "none,random 5%,random 25%,random 30%,full,truth 5%,truth 25%,wrong 25%"
 
 
 def mini_recipe() -> TrainSpec:
@@ -77,7 +77,7 @@ class World:
 
 
 def select(world: World, name: str, seed: int) -> npt.NDArray[np.int32]:
-    """Positions of a set: `random 5%`, `truth 5%` (sound, distinct, balanced over styles), `wrong 30%`, `full`."""
+    """Positions of a set: `random 5%`, `truth 5%` (sound, distinct, balanced over styles), `wrong 25%`, `full`."""
     pool = world.pool
     if name == "full":
         return np.arange(pool.n, dtype=np.int32)
@@ -87,7 +87,10 @@ def select(world: World, name: str, seed: int) -> npt.NDArray[np.int32]:
     if kind == "truth":
         return np.array(balanced([i for i in order if not world.truth[i]["defect"]], world, n), dtype=np.int32)
     wanted = {"random": ("", "duplicate", "wrong", "off_topic"), "wrong": ("wrong", "off_topic")}[kind]
-    return np.array([i for i in order if world.truth[i]["defect"] in wanted][:n], dtype=np.int32)
+    found = [i for i in order if world.truth[i]["defect"] in wanted]
+    if len(found) < n:
+        raise SystemExit(f"set '{name}': the pool has {len(found)} such samples, not {n}; ask for fewer.")
+    return np.array(found[:n], dtype=np.int32)
 
 
 def balanced(sound: list[int], world: World, n: int) -> list[int]:
