@@ -98,9 +98,9 @@ def _input_stage(context: StageContext, name: str) -> Stage | None:
 def _measured(joined: Joined, opening: float) -> dict[str, Json]:
     """Seconds to load the model, of all shards and of the slowest; memory at its peak where a GPU was used."""
     facts: dict[str, Json] = {
-        "open_s": round(opening, 3),
-        "shards_s": round(sum(joined.seconds), 3),
-        "slowest_shard_s": round(max(joined.seconds, default=0.0), 3),
+        "open_s": round(opening, 6),
+        "shards_s": round(sum(joined.seconds), 6),
+        "slowest_shard_s": round(max(joined.seconds, default=0.0), 6),
     }
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
