@@ -179,7 +179,7 @@ class Pool:
 def open_pool(path: str | Path) -> Pool:
     """Open a pool directory.
 
-    Raises HarnessError where there is none, or one of a format this version does not read.
+    Raises HarnessError where there is none, it is damaged, or it has a format this version does not read.
     """
     root = Path(path)
     head_file = root / "pool.json"
@@ -188,17 +188,25 @@ def open_pool(path: str | Path) -> Pool:
             f"there is no pool at {root}: it has no pool.json. Make one with "
             f"'sievebench pool import llava-json FILE --images DIR --out {root}'."
         )
-    head = json.loads(head_file.read_text())
-    if head.get("format") != FORMAT:
-        raise HarnessError(
-            f"pool {root} has format {head.get('format')}, this version reads {FORMAT}: import it again."
+    try:
+        head = json.loads(head_file.read_text())
+        if head["format"] != FORMAT:
+            raise HarnessError(
+                f"pool {root} has format {head['format']}, this version reads {FORMAT}: import it again."
+            )
+        return Pool(
+            path=str(root.resolve()),
+            name=head["name"],
+            digest=head["digest"],
+            n=head["n"],
+            columns=tuple(pq.read_schema(root / "meta.parquet").names),
+            image_root=head["image_root"],
         )
-    columns = tuple(pq.read_schema(root / "meta.parquet").names)
-    return Pool(
-        path=str(root.resolve()),
-        name=head["name"],
-        digest=head["digest"],
-        n=head["n"],
-        columns=columns,
-        image_root=head["image_root"],
-    )
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as e:
+        raise unreadable(root, e) from None
+
+
+def unreadable(path: Path, error: Exception) -> HarnessError:
+    """The error for a pool whose files are damaged or gone."""
+    why = " ".join(str(error).split())
+    return HarnessError(f"pool {path} cannot be read any more ({type(error).__name__}: {why}): import it again.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,21 @@ from harness.pool import IMAGE_TOKEN
 MAX_PIXELS = 120_000_000
 """More pixels than this in one image is taken for a decompression bomb."""
 
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""More than 8 bits a channel: PIL's conversion to RGB clips them, so training would see white or black."""
+
 MAX_TURNS = 32_000
 """More turns or images than this in one record do not fit a pool's columns."""
+
+
+MAX_CHARACTERS = 1_000_000
+"""More text than this in one record is many times what any model reads, and takes minutes to tokenise."""
+
+NONE = (None, "", [])
+"""What stands for no image."""
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 60
 
 
 class Rejected(Exception):
@@ -49,47 +63,55 @@ def check_record(raw: Any, position: int, default_source: str = "") -> CheckedRe
     if not isinstance(raw, dict):
         raise Rejected("not_an_object", type(raw).__name__)
     uid = raw.get("id", raw.get("idx", position))
-    if not isinstance(uid, str | int) or isinstance(uid, bool):
-        raise Rejected("bad_id", repr(uid)[:80])
-    images = _image_keys(raw.get("image"))
+    if not isinstance(uid, str | int) or isinstance(uid, bool) or not str(uid).strip():
+        raise Rejected("bad_id", _SHOWN.repr(uid))
+    if raw.get("video") or raw.get("videos"):
+        raise Rejected("video", "without it the question would be another one")
+    images = _image_keys(raw.get("images") if raw.get("image") in NONE else raw.get("image"))
     turns = _turns(raw.get("conversations"))
     placeholders = sum(text.count(IMAGE_TOKEN) for _, text in turns)
     if images and placeholders != len(images):
         raise Rejected("image_count", f"{len(images)} images, {placeholders} {IMAGE_TOKEN}")
     source = raw.get("image_source") or raw.get("data_source") or _first_folder(images) or default_source
-    _check_unicode(str(uid), str(source), *images, *(text for _, text in turns))
+    if not isinstance(source, str | int) or isinstance(source, bool):
+        raise Rejected("non_string", f"source {_SHOWN.repr(source)}")
+    _check_texts(str(uid), str(source), *images, *(text for _, text in turns))
     return CheckedRecord(uid=str(uid), source=str(source), turns=turns, images=images)
 
 
 def said_uid(raw: Any) -> str:
     """What a record that cannot be used calls itself."""
-    return str(raw.get("id", ""))[:200] if isinstance(raw, dict) else ""
+    uid = raw.get("id", "") if isinstance(raw, dict) else ""
+    return uid[:200] if isinstance(uid, str) else _SHOWN.repr(uid)
 
 
-def _check_unicode(*texts: str) -> None:
-    """JSON can spell halves of characters (`\\ud800`), which no file can hold."""
+def _check_texts(*texts: str) -> None:
+    """JSON can spell halves of characters (`\\ud800`), which no file can hold, and NUL, which ends names."""
+    joined = "".join(texts)
+    if len(joined) > MAX_CHARACTERS:
+        raise Rejected("too_long", f"{len(joined)} characters")
+    if "\0" in joined:
+        raise Rejected("nul_byte")
     try:
-        "".join(texts).encode()
+        joined.encode()
     except UnicodeEncodeError as e:
         raise Rejected("not_unicode", e.reason) from None
 
 
 def _first_folder(images: Sequence[str]) -> str:
-    if not images or "/" not in images[0]:
-        return ""
-    first = images[0].partition("/")[0]
-    return (*PurePosixPath(images[0]).parts, "")[0] if first == "." else first
+    parts = PurePosixPath(images[0]).parts if images else ()  # without the "." of "./a.png"
+    return parts[0] if len(parts) > 1 else ""
 
 
 def _image_keys(raw: Any) -> tuple[str, ...]:
-    if raw is None or raw == "":
+    if raw in NONE:
         return ()
     keys = tuple(raw) if isinstance(raw, list) else (raw,)
     if len(keys) > MAX_TURNS:
         raise Rejected("too_many_images", str(len(keys)))
     for key in keys:
         if not isinstance(key, str) or "\0" in key:
-            raise Rejected("bad_image_path", repr(key)[:80])
+            raise Rejected("bad_image_path", _SHOWN.repr(key))
         if key.startswith("/") or ".." in key.split("/"):
             raise Rejected("escaping_path", key[:200])
     return keys
@@ -104,20 +126,21 @@ def _turns(raw: Any) -> tuple[tuple[str, str], ...]:
     for t in raw:
         role, text = (t.get("from"), t.get("value")) if isinstance(t, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(text, str):
-            raise Rejected("non_string", repr(t)[:80])
-        if "\0" in text:
-            raise Rejected("nul_byte")
+            raise Rejected("non_string", f"turn {_SHOWN.repr(t)} has not the texts 'from' and 'value'")
         turns.append((role, text))
-    if turns[0][0] != "human":  # LLaVA drops a leading turn that is not the human's
-        turns = turns[1:]
-    if len(turns) < 2 or len(turns) % 2:
-        raise Rejected("roles", f"{len(turns)} turns")
-    for i, (role, text) in enumerate(turns):
-        if role != ("human", "gpt")[i % 2]:
-            raise Rejected("roles", f"turn {i} is {role!r}"[:80])
+    return _alternating(turns)
+
+
+def _alternating(turns: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    kept = turns if turns[0][0] == "human" else turns[1:]  # LLaVA drops a leading turn that is not the human's
+    roles = [role for role, _ in kept]
+    if not kept or roles != ["human", "gpt"] * (len(kept) // 2):
+        said = ", ".join(role for role, _ in turns[:6])
+        raise Rejected("roles", f"human and gpt must alternate, the turns are {said}"[:120])
+    for i, (role, text) in enumerate(kept):
         if role == "gpt" and not text.strip():
             raise Rejected("empty_answer", f"turn {i}")
-    return tuple(turns)
+    return tuple(kept)
 
 
 @contextmanager
@@ -142,6 +165,8 @@ def check_image(data: bytes) -> ImageFacts:
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
                 raise Rejected("image_bomb", f"{image.width}x{image.height}")
+            if image.mode in DEEP_MODES:
+                raise Rejected("deep_image", f"mode {image.mode}: make it 8 bits a channel")
             image.load()
         except Rejected:
             raise

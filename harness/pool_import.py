@@ -113,4 +113,4 @@ def _import(
 
 
 def _nowhere(key: str) -> Place | Rejected:
-    return Rejected("missing_image", f"{key}: not embedded")
+    return Rejected("missing_image", "not embedded, give --images")

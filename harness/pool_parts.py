@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 from harness.keys import mix64, seed64
 from harness.pool_read import expand, read_records
 
-_STRATEGY = re.compile(r"(first|end|random):(\d+(?:\.\d+)?)(%?)")
+_STRATEGY = re.compile(r"(first|end|random):([0-9]{1,12}(?:\.[0-9]{1,12})?)(%?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,10 @@ class Part:
 
     def __post_init__(self) -> None:
         match = _STRATEGY.fullmatch(self.take)
-        if self.take != "all" and (match is None or ("." in match[2] and not match[3])):
+        wrong = match is None or (Fraction(match[2]) > 100 if match[3] else "." in match[2])
+        if self.take != "all" and wrong:
             raise HarnessError(
-                f"{self.file}: sampling_strategy '{self.take}' cannot be read: write all, or first, end or "
+                f"{self.file}: sampling_strategy '{self.take[:80]}' cannot be read: write all, or first, end or "
                 "random with a count or a share, for example first:200 or random:10%."
             )
 
@@ -76,8 +77,11 @@ def read_yaml(file: Path) -> list[Part]:
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise HarnessError(f"{file} cannot be read as YAML ({e}).") from None
+    except OSError as e:
+        raise HarnessError(f"{file} cannot be read: {e.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as e:
+        why = " ".join(str(e).split())  # YAML draws the place on lines of their own
+        raise HarnessError(f"{file} cannot be read as YAML ({why}): correct it there.") from None
     entries = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise HarnessError(f"{file} has no list 'datasets': LLaVA-NeXT's data YAML names its JSON files there.")

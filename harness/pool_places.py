@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ class Place:
     """-1: to the end of the file."""
 
     def read(self) -> bytes:
+        """The bytes; raises OSError where there are none, Rejected for what is no file (reading may never end)."""
+        if not stat.S_ISREG(os.stat(self.file).st_mode):
+            raise Rejected("missing_image", "not a file")
         with open(self.file, "rb") as f:
             f.seek(self.offset)
             return f.read(self.size)
@@ -94,6 +99,6 @@ def check_bytes(image: Place | bytes | Rejected) -> ImageFacts | Rejected:
         data = image if isinstance(image, bytes) else image.read()
         return check_image(data)
     except OSError as e:
-        return Rejected("missing_image", type(e).__name__)
+        return Rejected("missing_image", (e.strerror or type(e).__name__).lower())
     except Rejected as e:
         return e

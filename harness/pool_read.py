@@ -17,6 +17,10 @@ CHUNK = 4 << 20
 LONGEST = 64 << 20
 """What cannot be decoded within so many characters is broken, not unfinished."""
 
+TOO_DEEP = "nested too deeply"
+
+_PACKED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+
 _AFTER = frozenset(" \t\n\r,]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -27,8 +31,9 @@ def read_records(file: Path) -> Iterator[Any]:
     Memory is bounded by the longest record. Raises HarnessError for a file that is neither.
     """
     if not file.is_file():
-        raise HarnessError(f"there is no file {file}.")
+        raise HarnessError(f"there is no file {file}{', but a folder' if file.is_dir() else ''}.")
     try:
+        _refuse_packed(file)
         if file.suffix == ".jsonl":
             yield from _lines(file)
         else:
@@ -36,6 +41,21 @@ def read_records(file: Path) -> Iterator[Any]:
                 yield from _List(f, file).records()
     except OSError as e:
         raise HarnessError(f"{file} cannot be read: {e.strerror}.") from None
+
+
+def _refuse_packed(file: Path) -> None:
+    with file.open("rb") as f:
+        packed = _PACKED.get(f.read(2))
+    if packed:
+        raise HarnessError(f"{file} is compressed ({packed}): unpack it first.")
+
+
+def _integer(digits: str) -> int | str:
+    """A number with more digits than Python turns into one stays text: a record's trouble, not the file's."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
 
 
 def expand(file: Path) -> list[Path]:
@@ -52,8 +72,10 @@ def _lines(file: Path) -> Iterator[Any]:
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as e:
+                yield json.loads(line, parse_int=_integer)
+            except RecursionError:
+                yield Rejected("not_json", TOO_DEEP)
+            except ValueError as e:
                 yield Rejected("not_json", str(e)[:200])
 
 
@@ -63,7 +85,7 @@ class _List:
     def __init__(self, source: TextIO, file: Path) -> None:
         self._source = source
         self._file = file
-        self._decode = json.JSONDecoder().raw_decode
+        self._decode = json.JSONDecoder(parse_int=_integer).raw_decode
         self._text = ""
         self._at = 0
         self._ended = False
@@ -94,7 +116,9 @@ class _List:
             final = self._ended or len(self._text) - self._at > LONGEST
             try:
                 value, end = self._decode(self._text, self._at)
-            except (ValueError, RecursionError) as e:
+            except RecursionError:
+                raise self._broken(TOO_DEEP) from None
+            except ValueError as e:
                 if final:
                     raise self._broken(getattr(e, "msg", str(e))) from None
             else:
@@ -120,22 +144,28 @@ class _List:
         try:
             piece = self._source.read(max(CHUNK, len(self._text) - self._at))
         except UnicodeDecodeError as e:
-            raise self._broken(f"not UTF-8: {e.reason}") from None
+            raise HarnessError(
+                f"{self._file} is not UTF-8 text after {self._count} records ({e.reason}): convert it first."
+            ) from None
         self._ended = not piece
         self._text = self._text[self._at :] + piece
         self._at = 0
 
     def _broken(self, why: str) -> HarnessError:
         return HarnessError(
-            f"{self._file} is not JSON after {self._count} records ({why}); "
-            "a file of one record a line must end in .jsonl."
+            f"{self._file} is not JSON after {self._count} records ({why}): mend it there, or write one record a "
+            "line in a file that ends in .jsonl, where a bad line costs no other."
         )
 
     def _not_a_list(self) -> HarnessError:
-        if self._next() in ("{", '"') or self._next().isalnum():
-            try:
-                kind = type(self._record()).__name__
-            except HarnessError as e:
-                return e
-            return HarnessError(f"{self._file} holds a {kind}; LLaVA's format is a list of records.")
-        return self._broken("it does not begin with a list")
+        if not self._next():
+            return HarnessError(f"{self._file} is empty: LLaVA's format is a JSON list of records.")
+        try:
+            value = self._record()
+        except HarnessError as e:
+            return e
+        if isinstance(value, dict) and self._next() == "{":
+            return HarnessError(f"{self._file} has one record a line: name it .jsonl.")
+        inside = [f"'{k}'" for k, v in value.items() if isinstance(v, list)] if isinstance(value, dict) else []
+        kind = f"an object (with a list at {' and '.join(inside[:3])})" if inside else "no list"
+        return HarnessError(f"{self._file} holds {kind}; LLaVA's format is a JSON list of records.")

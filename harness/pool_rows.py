@@ -80,6 +80,7 @@ class TextRows:
     """Offsets of every record's turns in `role` and `text`."""
     image: list[str] = field(default_factory=list)
     images: list[int] = field(default_factory=lambda: [0])
+    characters: int = 0
 
     def add(self, record: CheckedRecord) -> None:
         self.uid.append(record.uid)
@@ -87,6 +88,7 @@ class TextRows:
         for role, text in record.turns:
             self.role.append(role)
             self.text.append(text)
+            self.characters += len(text)
         self.turns.append(len(self.role))
         self.image.extend(record.images)
         self.images.append(len(self.image))
@@ -103,5 +105,5 @@ class TextRows:
             pa.ListArray.from_arrays(pa.array(self.images, pa.int32()), pa.array(self.image, pa.string())),
         ]
         self.uid, self.source, self.role, self.text, self.turns = [], [], [], [], [0]
-        self.image, self.images = [], [0]
+        self.image, self.images, self.characters = [], [0], 0
         return pa.Table.from_arrays(columns, schema=TEXT_SCHEMA)

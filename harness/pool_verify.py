@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from harness.pool import Pool, open_pool
+from harness.errors import HarnessError
+from harness.pool import Pool, open_pool, unreadable
 from harness.pool_check import CheckedRecord, ImageFacts
 from harness.pool_rows import META_SCHEMA, measure, record_digest
 
@@ -59,7 +60,7 @@ class _Check:
     def _image(self, key: str) -> ImageFacts | None:
         try:
             return _read_facts(self.pool.image_bytes(key))
-        except (OSError, KeyError):
+        except (OSError, KeyError, OverflowError, MemoryError):  # a damaged index says how much to read
             return None
 
     def _record(self, record: CheckedRecord, row: tuple[int, ...]) -> None:
@@ -108,6 +109,7 @@ def verify_pool(path: Path, workers: int = 4, progress: Callable[[int], None] = 
     """
     try:
         pool = open_pool(path)
+        _check_index(path / "image_index.arrow")
         head = json.loads((path / "pool.json").read_text())
         with ThreadPoolExecutor(workers) as threads:
             check = _Check(pool, threads)
@@ -115,13 +117,24 @@ def verify_pool(path: Path, workers: int = 4, progress: Callable[[int], None] = 
                 check.batch(records, stored)
                 progress(check.rows)
         differences = check.differences(head, pq.read_metadata(path / "rejects.parquet").num_rows)
-    except (pa.ArrowException, OSError, ValueError) as e:
-        return Verdict(whole=False, sentence=f"pool {path} cannot be read any more ({e}): import it again.")
+    except HarnessError as e:
+        if not (path / "pool.json").is_file():
+            raise
+        return Verdict(whole=False, sentence=str(e))
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        return Verdict(whole=False, sentence=str(unreadable(path, e)))
     if differences:
         return Verdict(whole=False, sentence=f"pool {path} is not what was imported: {'; '.join(differences)}.")
     images = len(check.facts)
     said = f"pool {path} is whole: {check.rows} records and {images} images hash to {pool.digest[:12]}."
     return Verdict(whole=True, sentence=said)
+
+
+def _check_index(file: Path) -> None:
+    """Arrow takes an index at its word: a damaged one would lead it out of its memory."""
+    if file.exists():
+        with pa.OSFile(str(file)) as source:
+            pa.ipc.open_file(source).read_all().validate(full=True)
 
 
 def _batches(path: Path) -> Iterator[tuple[list[CheckedRecord], list[tuple[int, ...]]]]:

@@ -31,6 +31,9 @@ BATCH = 4096
 TEXT_BATCH = 256
 """Records of every batch of `text.arrow` but the last; reading one record reads so many."""
 
+HELD = 64 << 20
+"""Characters after which records are written though they are fewer."""
+
 ROW_GROUP = 65_536
 """Rows of one row group of `meta.parquet`: few enough groups that a column of millions is read at once."""
 
@@ -61,6 +64,8 @@ class PoolWriter:
     _rows: TextRows = field(default_factory=TextRows)
     _metas: list[tuple[int, ...]] = field(default_factory=list)
     _rejected: list[tuple[int, str, str, str]] = field(default_factory=list)
+    _example: str = ""
+    """The first record set aside, in words."""
     _n: int = 0
     _hash: Any = field(default_factory=hashlib.sha256)
     _tmp: Path = Path()
@@ -129,6 +134,7 @@ class PoolWriter:
     def reject(self, position: int, uid: str, why: Rejected) -> None:
         """Set a record aside with its reason."""
         self.rejects[why.reason] += 1
+        self._example = self._example or _printable(str(why))
         self._rejected.append((position, _printable(uid), why.reason, _printable(why.detail)))
         if len(self._rejected) >= BATCH:
             self._flush_rejected()
@@ -163,7 +169,8 @@ class PoolWriter:
         self._rows.add(record)
         self._metas.append((self._n, *measure(record, facts, source, sha)))
         self._n += 1
-        if self._n % BATCH == 0:
+        heavy = self._rows.characters > HELD and self._n % TEXT_BATCH == 0
+        if heavy or self._n % BATCH == 0:
             self._text.write_table(self._rows.take(), max_chunksize=TEXT_BATCH)
         if self._n % ROW_GROUP == 0:
             self._flush_metas()
@@ -197,7 +204,8 @@ class PoolWriter:
     def _finish(self) -> None:
         if self._n == 0:
             top = ", ".join(f"{k} ({v})" for k, v in self.rejects.most_common(3)) or "the input was empty"
-            raise HarnessError(f"no usable record for pool {self.path}: {top}.")
+            example = f" (the first: {self._example})" if self._example else ""
+            raise HarnessError(f"no usable record for pool {self.path}: {top}{example}.")
         if self._tar is not None or self.tars is not None:
             self._index.write(self._tmp / "image_index.arrow")
         head = {
@@ -223,7 +231,7 @@ def _load(key: str, load: Callable[[str], bytes], loaded: dict[str, bytes]) -> I
     try:
         loaded[key] = load(key)
     except (OSError, KeyError) as e:
-        return Rejected("missing_image", type(e).__name__)
+        return Rejected("missing_image", (getattr(e, "strerror", None) or type(e).__name__).lower())
     return check_bytes(loaded[key])
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
 import shutil
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from harness import pool_write
 from harness.errors import HarnessError
 from harness.keys import uid_hash64
-from harness.pool import open_pool
+from harness.pool import Pool, open_pool
 from harness.pool_import import ImportOptions, import_llava_json
 from harness.pool_write import PoolWriter
 from tests.support import png, raw_record, write_pool
@@ -57,29 +62,70 @@ def bomb() -> bytes:
     return out.getvalue()
 
 
+def png_with(kind: bytes, content: bytes) -> bytes:
+    """A small PNG with one more chunk behind its header, or another header."""
+    whole = png(0)
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return whole[: 8 if kind == b"IHDR" else 33] + chunk + whole[33:]
+
+
 def turns(*texts: str, roles: tuple[str, ...] = ("human", "gpt")) -> list[dict[str, Any]]:
     return [{"from": roles[i % len(roles)], "value": t} for i, t in enumerate(texts)]
 
 
 BAD: list[tuple[str, Any]] = [
     ("not_an_object", "text"),
+    ("not_an_object", [[[]]]),
     ("bad_id", {"id": ["x"], "conversations": turns("q", "a")}),
+    ("bad_id", {"id": float("nan"), "conversations": turns("q", "a")}),
+    ("bad_id", {"id": True, "conversations": turns("q", "a")}),
+    ("bad_id", {"id": " ", "conversations": turns("q", "a")}),
+    ("nul_byte", {"id": "a\0", "conversations": turns("q", "a")}),
+    ("not_unicode", {"id": "1", "conversations": turns("q", "\ud800")}),
+    ("not_unicode", {"id": "1", "image": "\ud800.png", "conversations": turns("<image>", "a")}),
+    ("non_string", {"id": "1", "conversations": turns("q", "a"), "data_source": ["x"]}),
+    ("video", {"id": "1", "conversations": turns("<image>q", "a"), "video": "x.mp4"}),
+    ("too_long", {"id": "1", "conversations": turns("q", "a" * 1_000_000)}),
+    ("too_many_turns", {"id": "1", "conversations": turns(*["q"] * 40_000)}),
+    ("too_many_images", {"id": "1", "image": ["ok.png"] * 40_000, "conversations": turns("<image>", "a")}),
     ("no_turns", {"id": "1", "conversations": []}),
     ("no_turns", {"id": "1"}),
+    ("no_turns", {"id": "1", "conversations": "q"}),
     ("roles", {"id": "1", "conversations": turns("q")}),
+    ("roles", {"id": "1", "conversations": turns("q", "a", roles=("user", "assistant"))}),
     ("roles", {"id": "1", "conversations": turns("q", "a", "b")}),
     ("roles", {"id": "1", "conversations": turns("q", "a", roles=("human", "human"))}),
     ("empty_answer", {"id": "1", "conversations": turns("q", "  ")}),
     ("non_string", {"id": "1", "conversations": [{"from": "human", "value": 3}, {"from": "gpt", "value": "a"}]}),
+    ("non_string", {"id": "1", "conversations": [{"role": "user", "content": "q"}] * 2}),
+    ("non_string", {"id": "1", "conversations": [[[[[[[[]]]]]]]]}),
     ("nul_byte", {"id": "1", "conversations": turns("q\0", "a")}),
     ("image_count", {"id": "1", "image": "ok.png", "conversations": turns("no placeholder", "a")}),
     ("image_count", {"id": "1", "image": "ok.png", "conversations": turns("<image><image>", "a")}),
     ("escaping_path", {"id": "1", "image": "/etc/passwd", "conversations": turns("<image>", "a")}),
     ("escaping_path", {"id": "1", "image": "../x.png", "conversations": turns("<image>", "a")}),
-    ("missing_image", {"id": "1", "image": "gone.png", "conversations": turns("<image>", "a")}),
-    ("corrupt_image", {"id": "1", "image": "noise.png", "conversations": turns("<image>", "a")}),
-    ("corrupt_image", {"id": "1", "image": "truncated.png", "conversations": turns("<image>", "a")}),
-    ("image_bomb", {"id": "1", "image": "bomb.png", "conversations": turns("<image>", "a")}),
+    ("bad_image_path", {"id": "1", "image": 0, "conversations": turns("<image>", "a")}),
+    ("bad_image_path", {"id": "1", "image": [["ok.png"]], "conversations": turns("<image>", "a")}),
+    ("image_count", {"id": "1", "images": ["ok.png"] * 2, "conversations": turns("<image>", "a")}),
+    *(
+        (reason, {"id": "1", "image": image, "conversations": turns("<image>", "a")})
+        for reason, image in (
+            ("missing_image", "gone.png"),
+            ("missing_image", "x" * 300),
+            ("missing_image", "folder.png"),
+            ("missing_image", "loop.png"),
+            ("missing_image", "endless.png"),
+            ("missing_image", "waiting.png"),
+            ("corrupt_image", "noise.png"),
+            ("corrupt_image", "empty.png"),
+            ("corrupt_image", "truncated.png"),
+            ("corrupt_image", "packed_text.png"),
+            ("image_bomb", "bomb.png"),
+            ("image_bomb", "said_bomb.png"),
+            ("deep_image", "deep.png"),
+            ("deep_image", "floats.tiff"),
+        )
+    ),
     ("duplicate_id", {"id": "good", "conversations": turns("q", "a")}),
 ]
 
@@ -91,6 +137,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "noise.png").write_bytes(b"not a picture")
     (folder / "truncated.png").write_bytes(truncated())
     (folder / "bomb.png").write_bytes(bomb())
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "said_bomb.png").write_bytes(png_with(b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 9, 8, 2, 0, 0, 0)))
+    (folder / "packed_text.png").write_bytes(png_with(b"zTXt", b"x\0\0" + zlib.compress(b"a" * 9_000_000)))
+    Image.fromarray(np.full((9, 9), 60_000, dtype=np.uint16)).save(folder / "deep.png")
+    Image.fromarray(np.full((9, 9), 0.5, dtype=np.float32)).save(folder / "floats.tiff")
+    (folder / "folder.png").mkdir()
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "waiting.png")
     return folder
 
 
@@ -111,6 +166,45 @@ def test_bad_records_are_set_aside_with_their_reason(
     with pytest.raises(HarnessError, match=reason):
         import_llava_json(file, images, tmp_path / "strict", ImportOptions(strict=True))
     assert not (tmp_path / "strict").exists()
+
+
+def turned() -> Image.Exif:
+    """Metadata that ask a viewer to turn the picture by 90 degrees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+ODD: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+    "animated.gif": (
+        Image.new("P", (9, 5)),
+        {"save_all": True, "append_images": [Image.new("P", (9, 5), 7)]},
+    ),
+    "cmyk.jpg": (Image.new("CMYK", (9, 5)), {}),
+    "turned.jpg": (Image.new("RGB", (9, 5)), {"exif": turned()}),
+    "one.png": (Image.new("RGB", (1, 1)), {}),
+    "thin.png": (Image.new("RGB", (1, 20_000)), {}),
+    "wide.png": (Image.new("L", (20_000, 1)), {}),
+    "clear.png": (Image.new("LA", (9, 5)), {}),
+    "ünï ☃\n.png": (Image.new("1", (9, 5)), {}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_pictures_are_seen_as_training_sees_them(tmp_path: Path, name: str) -> None:
+    """Their first frame, unturned, in RGB."""
+    image, how = ODD[name]
+    image.save(tmp_path / name, **how)
+    file = tmp_path / "data.json"
+    record = {"id": 10**300, "images": [f"./{name}"], "conversations": turns("<image>q", "a")}
+    file.write_text(json.dumps([record]))
+    report = import_llava_json(file, tmp_path, tmp_path / "pool")
+    assert report.rejects == {}
+    (key,) = report.pool.record(0).images
+    seen = report.pool.image(key)
+    assert (seen.size, seen.mode) == (image.size, "RGB")
+    assert (report.pool.column("width")[0], report.pool.column("height")[0]) == image.size
+    assert report.pool.sources().tolist() == ["data"]
 
 
 def test_a_leading_turn_that_is_not_the_humans_is_dropped(tmp_path: Path) -> None:
@@ -145,8 +239,19 @@ def test_sources_follow_the_fallback_chain(tmp_path: Path, images: Path) -> None
 
 def test_user_errors_are_sentences(tmp_path: Path, images: Path) -> None:
     file = tmp_path / "data.json"
-    for content, hint in (("{", "is not JSON"), ("{}", "a list of records"), ("[]", "no usable record")):
-        file.write_text(content)
+    for content, hint in (
+        (b"{", "is not JSON"),
+        (b"{}", "a JSON list of records"),
+        (b'{"data": []}', "an object .with a list at 'data'."),
+        (b'{"id": 1}\n{"id": 2}\n', "name it .jsonl"),
+        (b" ", "is empty"),
+        (b"[]", "no usable record"),
+        (b"[7]", r"not_an_object .1. .the first: not_an_object: int."),
+        (gzip.compress(b"[]"), "compressed .gzip.: unpack it"),
+        ("[]".encode("utf-16"), "not UTF-8 text"),
+        (b"[" * 100_000, "nested too deeply"),
+    ):
+        file.write_bytes(content)
         with pytest.raises(HarnessError, match=hint):
             import_llava_json(file, images, tmp_path / "pool")
         assert not (tmp_path / "pool").exists()
@@ -154,11 +259,38 @@ def test_user_errors_are_sentences(tmp_path: Path, images: Path) -> None:
         import_llava_json(file, tmp_path / "nowhere", tmp_path / "pool")
     with pytest.raises(HarnessError, match="there is no file"):
         import_llava_json(tmp_path / "none.json", images, tmp_path / "pool")
+    with pytest.raises(HarnessError, match="but a folder"):
+        import_llava_json(tmp_path, images, tmp_path / "pool")
     with pytest.raises(HarnessError, match="no pool at"):
         open_pool(tmp_path / "pool")
     pool = write_pool(tmp_path / "taken", 3)
     with pytest.raises(HarnessError, match="already holds a pool"):
         write_pool(Path(pool.path), 3)
+
+
+def test_a_damaged_head_is_a_sentence(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", 3)
+    head = Path(pool.path, "pool.json")
+    for content in ("{", "[]", '{"format": 1}'):
+        head.write_text(content)
+        with pytest.raises(HarnessError, match=r"cannot be read any more .*: import it again\."):
+            open_pool(pool.path)
+
+
+def test_long_texts_are_written_before_they_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(name: str) -> Pool:
+        with PoolWriter(tmp_path / name, "p") as writer:
+            for i in range(600):
+                assert writer.add({"id": f"u{i}", "conversations": turns("q", f"a{i}")}, lambda key: b"")
+        return writer.pool()
+
+    usual = write("usual")
+    monkeypatch.setattr(pool_write, "HELD", 100)
+    early = write("early")
+    assert early.digest == usual.digest
+    assert [early.record(i).uid for i in (0, 255, 256, 599)] == ["u0", "u255", "u256", "u599"]
 
 
 def test_records_are_found_across_batches_and_from_threads(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -86,7 +88,7 @@ def test_the_number_of_workers_changes_nothing(
     rows = {row["idx"]: row for row in pq.read_table(tmp_path / "pool" / "rejects.parquet").to_pylist()}
     assert sorted(rows) == [7, 12, 13, 20, 30, 31]
     assert rows[13]["detail"].startswith("7.png: ")
-    assert rows[12]["detail"] == "gone.png: FileNotFoundError"
+    assert rows[12]["detail"] == "gone.png: no such file or directory"
 
 
 @pytest.mark.parametrize("key", ["3.png", "all/3.png"])
@@ -223,17 +225,87 @@ def test_images_that_a_data_set_only_names(tmp_path: Path, images: Path) -> None
     assert bare.rejects == {"missing_image": 5}
 
 
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> str:
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "x.parquet")
+    return str(folder)
+
+
+def test_rows_of_many_shapes(tmp_path: Path) -> None:
+    """Bytes without a struct, one picture twice, turns as lists: read; what is not there: set aside by its id."""
+    said = [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]
+    twice = [{"from": "human", "value": "<image><image>q"}, {"from": "gpt", "value": "a"}]
+    lists = {"from": ["human", "gpt"], "value": ["<image>q", "a"]}
+    picture = {"bytes": png(1), "path": "/home/x/1.png"}
+    shapes: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+        "bytes": ({"image": png(1), "conversations": said}, {}),
+        "twice": ({"images": [picture, picture], "conversations": twice}, {}),
+        "lists": ({"image": picture, "conversations": lists}, {}),
+        "ending": ({"image": {"bytes": png(1), "path": "x." + "y" * 500}, "conversations": said}, {}),
+        "named": ({"image": "/home/x/1.png", "conversations": said}, {"missing_image": 1}),
+        "empty": ({"image": {"bytes": b"", "path": None}, "conversations": said}, {"missing_image": 1}),
+        "text": ({"image": {"bytes": "x", "path": "x"}, "conversations": said}, {"missing_image": 1}),
+        "null": ({"image": picture, "conversations": None}, {"no_turns": 1}),
+        "string": ({"image": picture, "conversations": json.dumps(said)}, {"no_turns": 1}),
+        "uneven": ({"image": picture, "conversations": lists | {"value": ["<image>q"]}}, {"non_string": 1}),
+        "holes": ({"image": picture, "conversations": lists | {"value": None}}, {"no_turns": 1}),
+        "integers": ({"image": picture, "conversations": [1, 2]}, {"non_string": 1}),
+    }
+    for name, (row, rejects) in shapes.items():
+        source = write_rows(tmp_path / name, [{"id": name, **row}])
+        if not rejects:
+            assert import_hf(source, tmp_path / f"{name}.pool").pool.uids() == [name]
+            continue
+        with pytest.raises(HarnessError, match=rf"no usable record .*: {next(iter(rejects))} \(1\) \(the first: "):
+            import_hf(source, tmp_path / f"{name}.pool")
+
+
+def test_text_that_is_not_unicode_costs_its_row_alone(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "answer"}]
+    table = pa.Table.from_pylist([{"id": f"r{i}", "conversations": turns} for i in range(3)])
+    ids = pa.array([b"r0", b"\xff\xfe", b"r2"]).view(pa.string())
+    (tmp_path / "data").mkdir()
+    pq.write_table(table.set_column(0, "id", ids), tmp_path / "data" / "x.parquet")
+    report = import_hf(str(tmp_path / "data"), tmp_path / "pool")
+    assert report.pool.uids() == ["r0", "r2"]
+    assert report.rejects == {"not_unicode": 1}
+
+
+def test_damaged_parquet_is_no_traceback(tmp_path: Path) -> None:
+    source = Path(write_rows(tmp_path / "data", rows(range(4)))) / "x.parquet"
+    whole = source.read_bytes()
+    random = np.random.default_rng(0)
+    for i in range(15):
+        damaged = bytearray(whole)
+        damaged[int(random.integers(len(damaged)))] ^= 1 << int(random.integers(8))
+        source.write_bytes(damaged)
+        with contextlib.suppress(HarnessError):  # anything else is a traceback to the user
+            import_hf(str(tmp_path / "data"), tmp_path / f"pool{i}")
+
+
+def test_damaged_tar_files(tmp_path: Path, listed: Path) -> None:
+    whole = write_tar(tmp_path / "x.tar", {f"{i}.png": png(i) for i in range(40)}).read_bytes()
+    for content in (b"", whole[:5000]):
+        (tmp_path / "x.tar").write_bytes(content)
+        with pytest.raises(HarnessError, match=r"x.tar is not a plain tar file"):
+            import_llava_json(listed, tmp_path / "x.tar", tmp_path / "pool")
+
+
 def test_user_errors_are_sentences(tmp_path: Path, hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.parquet").write_bytes(b"PAR1 and nothing")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dataset_dict.json").write_text("junk")
     (tmp_path / "other").mkdir()
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other" / "x.parquet")
     cases = {
         str(tmp_path / "none"): "no folder",
         str(tmp_path / "empty"): "no parquet file",
         str(tmp_path / "bad"): "not a parquet file",
+        str(tmp_path / "saved"): "not a data set that save_to_disk wrote",
+        "word": "no folder word, and a data set on the hub is named OWNER/NAME",
         str(tmp_path / "other"): "no column 'conversations' .it has text",
         "somebody/something": "cannot be read from the hub",
     }

@@ -81,8 +81,15 @@ def test_bytes_that_are_not_text_are_a_sentence(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf[1]")
     assert list(read_records(file)) == [1]
     file.write_text("[" * 100_000)
-    with pytest.raises(HarnessError, match="not JSON"):
+    with pytest.raises(HarnessError, match="nested too deeply"):
         list(read_records(file))
+
+
+def test_a_number_too_long_for_python_costs_nobody_else(tmp_path: Path) -> None:
+    digits = "9" * 10_000
+    for name, text in (("a.json", f"[{digits}, 1]"), ("a.jsonl", f"{digits}\n1\n")):
+        (tmp_path / name).write_text(text)
+        assert list(read_records(tmp_path / name)) == [digits, 1]
 
 
 def test_braces_name_several_files() -> None:
@@ -151,6 +158,11 @@ def test_a_yaml_names_its_parts(tmp_path: Path) -> None:
     ("content", "hint"),
     [
         ("datasets: [", "as YAML"),
+        ("datasets:\n\t- x", "as YAML .while scanning .* correct it there"),
+        ("!!python/object:os.system {}", "as YAML"),
+        ("datasets: &a [*a]", "entry 1 .* no json_path"),
+        ("datasets: [{json_path: a.json, sampling_strategy: 'random:101%'}]", "'random:101%' cannot be read"),
+        (f"datasets: [{{json_path: a.json, sampling_strategy: 'first:{'9' * 5000}'}}]", "cannot be read"),
         ("data: []", "no list 'datasets'"),
         ("datasets: [{sampling_strategy: all}]", "entry 1 .* no json_path"),
         ("datasets: [{json_path: a.json, folder: b}]", "folder, which means nothing"),

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
@@ -100,6 +101,25 @@ def test_damage_is_named(pool: Pool, tmp_path: Path, kind: str, capsys: pytest.C
     assert re.search(expected, verdict.sentence), verdict.sentence
     assert cli.main(["pool", "verify", str(moved)]) == 1
     assert capsys.readouterr().out == verdict.sentence + "\n"
+
+
+def test_a_damaged_image_index_is_a_sentence(tmp_path: Path) -> None:
+    """Not a crash: Arrow itself would follow it out of its memory."""
+    random = np.random.default_rng(0)
+    pool = write_pool(tmp_path / "pool", 20)
+    whole = Path(pool.path, "image_index.arrow").read_bytes()
+    found = 0
+    for i in range(20):
+        damaged = bytearray(whole)
+        start = int(random.integers(len(damaged) - 8))
+        damaged[start : start + 8] = random.bytes(8)
+        copy = tmp_path / f"copy{i}"  # files are mapped once in a process, by name
+        shutil.copytree(pool.path, copy)
+        (copy / "image_index.arrow").write_bytes(damaged)
+        verdict = verify_pool(copy, workers=1)
+        assert "\n" not in verdict.sentence
+        found += not verdict.whole
+    assert found > 8  # some bytes are padding
 
 
 def test_no_pool_is_a_sentence(tmp_path: Path) -> None:
