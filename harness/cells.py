@@ -9,7 +9,7 @@ from harness.benchmarks import Suite
 from harness.keys import digest, plain
 from harness.pool import Pool
 from harness.registry import selector_spec
-from harness.types import Backbone, Budget, SelectorSpec, TrainSpec
+from harness.types import Backbone, Budget, Json, SelectorSpec, TrainSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +49,16 @@ class Cell:
         return f"{self.method}/{self.budget.label}/{self.backbone.name}/s{self.seed}"
 
     @property
+    def changed(self) -> dict[str, Json]:
+        """Settings of the selector that are not its defaults, by name in order."""
+        default = selector_spec(self.selector.name, {}).config
+        return {k: v for k, v in sorted(self.selector.config.items()) if plain(v) != plain(default[k])}
+
+    @property
     def method(self) -> str:
         """The selector with those of its settings that are not the default, as tables name it."""
-        default = selector_spec(self.selector.name, {}).config
-        changed = {k: v for k, v in self.selector.config.items() if plain(v) != plain(default[k])}
-        if not changed:
-            return self.selector.name
-        inner = ",".join(f"{k}={v}" for k, v in sorted(changed.items()))
-        return f"{self.selector.name}({inner})"
+        inner = ",".join(f"{k}={v}" for k, v in self.changed.items())
+        return f"{self.selector.name}({inner})" if inner else self.selector.name
 
 
 def cell_key(cell: Cell) -> str:

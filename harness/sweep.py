@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +18,7 @@ from harness.keys import digest, plain
 from harness.plan import CellPlan, Plan, make_plan
 from harness.schedule import RunResult, Scheduler, Watcher
 from harness.store import Store
-from harness.types import Stage
+from harness.types import Json, Stage
 
 KIND_ORDER = ("lessons", "features", "score", "select", "train", "evaluate", "judge")
 
@@ -95,9 +98,16 @@ def _cell_json(plan: Plan, planned: CellPlan) -> dict[str, Any]:
 
 def cell_command(cell: Cell) -> str:
     """The command that runs this cell alone, against the same store defaults."""
-    parts = [f"selector={cell.selector.name}", f"backbone={cell.backbone.name}", f"suite={cell.suite.name}"]
+    parts = [f"selector={cell.selector.name}", *(f"selector.{k}={_spelt(v)}" for k, v in cell.changed.items())]
+    parts += [f"backbone={cell.backbone.name}", f"suite={cell.suite.name}"]
     parts += [] if cell.budget.is_full else [f"budget={cell.budget.label}"]
-    return f"python -m harness {' '.join(parts)} seed={cell.seed}"
+    return f"python -m harness {shlex.join(parts)} seed={cell.seed}"
+
+
+def _spelt(value: Json) -> str:
+    """A value as Hydra reads it on a command line."""
+    plain_word = isinstance(value, str) and re.fullmatch(r"[\w./:@-]+", value)
+    return str(value) if plain_word else json.dumps(plain(value))
 
 
 def counts(sweep: Sweep) -> list[KindCount]:

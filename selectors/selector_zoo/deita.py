@@ -22,6 +22,8 @@ from harness.types import Json
 from selector_zoo.diversity import cosine_quantiles, diverse
 from selector_zoo.prompts import OFFICIAL, load_pack, text_digest
 
+MINIWORLD: Final = "miniworld"
+"""The prompt pack that miniworld's scorers were trained on."""
 UNCERTAIN: Final = "how the published row fed pictures to text scorers, and which embedding it filtered by"
 
 
@@ -29,13 +31,15 @@ UNCERTAIN: Final = "how the published row fed pictures to text scorers, and whic
 class DeitaConfig:
     """Which scorers, how their grades make a score, and how alike two samples may be."""
 
-    prompts: str = ""
-    """A prompt pack's YAML file with the templates `complexity` and `quality`; for `embedder=text` also
-    `conversation` and perhaps `system`."""
-    complexity: str = "hkust-nlp/deita-complexity-scorer"
-    """The scorer of questions: a folder, or a hub id pinned as `org/name@COMMIT`."""
-    quality: str = "hkust-nlp/deita-quality-scorer"
-    """The scorer of answers: a folder, or a hub id pinned as `org/name@COMMIT`."""
+    prompts: str = "miniworld"
+    """What scorers are told: `miniworld`, the pack of miniworld's own, or a prompt pack's YAML file with the
+    templates `complexity` and `quality`; for `embedder=text` also `conversation` and perhaps `system`."""
+    complexity: str = "miniworld:deita_complexity"
+    """The scorer of questions: miniworld's, a folder, or a hub id pinned as
+    `hkust-nlp/deita-complexity-scorer@COMMIT`."""
+    quality: str = "miniworld:deita_quality"
+    """The scorer of answers: miniworld's, a folder, or a hub id pinned as
+    `hkust-nlp/deita-quality-scorer@COMMIT`."""
     grade: str = "product"
     """What a turn counts: `product` of both grades, `complexity` or `quality` alone."""
     turns: str = "sum"
@@ -80,14 +84,10 @@ class Deita(Selector):
     def needs(self) -> tuple[PassRef, ...]:
         """Grades of every turn, and an embedding of every sample.
 
-        Raises HarnessError where no prompt pack is named, or it lacks a template.
+        Raises HarnessError where the prompt pack is not there, is not that of the scorers, or lacks a template.
         """
         config = self.config
-        if not config.prompts:
-            raise HarnessError(
-                "deita: scorers only understand the words they were trained on: set prompts to the YAML file of a "
-                "prompt pack; 'sievebench published prompts deita' fetches the published one."
-            )
+        self._check_words()
         pack = load_pack(config.prompts)
         grades = [
             PassRef(
@@ -137,10 +137,17 @@ class Deita(Selector):
         }
         return Selection(positions=filled.astype(np.int32), card=card)
 
+    def _check_words(self) -> None:
+        config = self.config
+        own = {getattr(config, part).startswith("miniworld:") for part in config.graded}
+        if own != {config.prompts == MINIWORLD}:
+            raise HarnessError(
+                "deita: scorers only understand the words they were trained on: set prompts to the YAML file of "
+                "their prompt pack; 'sievebench published prompts deita' fetches the published one."
+            )
+
     def _prompts(self) -> dict[str, Json]:
         """Digests of the scorers' templates, and whether they are the published words."""
-        if not self.config.prompts:
-            return {}
         pack = load_pack(self.config.prompts)
         digests = {part: text_digest(pack.template(part)) for part in self.config.graded}
         official = all(OFFICIAL["deita"][part] == digest for part, digest in digests.items())

@@ -297,11 +297,24 @@ def test_a_prompt_pack_is_known_by_its_words(tmp_path: Path) -> None:
     ]
     assert (text[1].config["template"], text[1].config["system"]) == (TEMPLATES["conversation"], "Talk. ")
     assert make(prompts=str(path))._prompts()["words"] == "own"
-    with pytest.raises(HarnessError, match="set prompts to the YAML file"):
-        make().needs()
     lacking = write_pack(tmp_path / "lacking.yaml", quality=TEMPLATES["quality"])
     with pytest.raises(HarnessError, match="no template 'complexity'"):
-        make(prompts=str(lacking)).needs()
+        make(prompts=str(lacking), complexity="a", quality="b").needs()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"complexity": "a", "quality": "b"}, {"prompts": "mine.yaml"}, {"complexity": "a"}, {"prompts": ""}],
+)
+def test_scorers_are_asked_in_the_words_they_know(settings: dict[str, Any]) -> None:
+    """Miniworld's pack is for miniworld's scorers, and the other way round."""
+    assert [ref.model for ref in make().needs()] == [
+        "miniworld:deita_complexity",
+        "miniworld:deita_quality",
+        "mid",
+    ]
+    with pytest.raises(HarnessError, match="set prompts to the YAML file"):
+        make(**settings).needs()
 
 
 @pytest.mark.parametrize(
