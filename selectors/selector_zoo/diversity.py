@@ -1,14 +1,16 @@
-"""Keeping the best of what is not too alike: Deita's filter (arXiv 2312.15685), in blocks.
+"""Keeping the best of what is not too alike: Deita's filter (arXiv 2312.15685), with most comparisons cut short.
 
-One by one, a sample is kept unless its cosine similarity to one kept before exceeds a threshold. In blocks the
-comparisons are matrix products: a block against everything kept, then its survivors against each other in order.
-What is kept is the same. Similarities next to the threshold are computed again in float64, so that the choice
-does not hang on how a processor adds up.
+One by one, a sample is kept unless its cosine similarity to one kept before exceeds a threshold. Here candidates
+come in blocks, and are first compared by sketches: their parts along a few directions, and how far they are from
+those. With unit vectors x and y, parts x' and y', and distances r and s, Cauchy and Schwarz give
+`x.y <= x'.y' + r s`, a product of vectors an eighth as long or less. Only where that does not rule a pair out is
+it compared in full, next to the threshold in float64: what is kept is what one by one keeps.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,56 +18,117 @@ import numpy.typing as npt
 from harness.keys import seed64
 from harness.types import Json
 
+Floats = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int32]
 BLOCK: Final = 2048
 """Candidates compared at a time."""
 NEAR: Final = 1e-5
 """Half-width of the band round the threshold in which float32 is not trusted."""
+SLACK: Final = 1e-3
+"""What a bound may lack by rounding: sketches are kept as float16, whose products are off by half of this."""
+SAMPLES: Final = 1024
+"""Embeddings that directions are fitted to, and as many others they are tried on."""
+PARTS: Final = (32, 16, 8, 4)
+"""Shares of an embedding's numbers, as divisors, that may do as a sketch."""
+RARE: Final = 1e-4
+"""Share of pairs that a sketch may leave to be compared in full for nothing."""
 PAIRS: Final = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """Short vectors whose products are never smaller than those of the long ones."""
+
+    directions: Floats | None = None
+    """(d, m), orthonormal columns; None where the vectors themselves are used."""
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[Any], order: Positions, threshold: float) -> Self:
+        """The shortest that rules out nearly all unlike pairs of a sample; none where none does, or for few rows."""
+        if len(order) < 16 * SAMPLES:
+            return cls()
+        some = order[np.linspace(0, len(order) - 1, 2 * SAMPLES).astype(np.int64)]
+        tried = unit(rows[some[1::2]])
+        unlike = ~alike(tried, tried, threshold)
+        # The directions that leave the least of the vectors over: the leading ones of their second moments.
+        directions = np.linalg.svd(unit(rows[some[::2]]), full_matrices=False)[2].T
+        for part in PARTS:
+            made = cls(np.ascontiguousarray(directions[:, : max(1, rows.shape[1] // part)]))
+            short = made(tried)
+            if np.count_nonzero(unlike & (short @ short.T > threshold - SLACK)) <= RARE * unlike.size:
+                return made
+        return cls()
+
+    def width(self, d: int) -> int:
+        """Numbers of a sketch of d numbers."""
+        return d if self.directions is None else self.directions.shape[1] + 1
+
+    def __call__(self, units: Floats) -> Floats:
+        """Sketches of rows (n, d) of length one or zero, (n, m + 1)."""
+        if self.directions is None:
+            return units
+        along = units @ self.directions
+        missing = _squares(units) - _squares(along)
+        # A little more than nothing: a distance that rounding made smaller would not be a bound.
+        rest = np.sqrt(np.maximum(missing, 0) + 1e-6)
+        return np.column_stack([along, rest]).astype(np.float32)
+
+
 def diverse(
-    rows: npt.NDArray[Any], order: Positions, n: int, threshold: float, block: int = BLOCK
+    rows: npt.NDArray[Any],
+    order: Positions,
+    n: int,
+    threshold: float,
+    block: int = BLOCK,
+    sketch: Sketch | None = None,
 ) -> tuple[Positions, Positions]:
     """Go through positions of embeddings (N, d) in `order`, at most until `n` are kept.
 
     Returns those kept and those refused, each in order. A vector of zeros is like nothing.
     """
-    kept = np.empty((min(n, len(order)), rows.shape[1]), dtype=rows.dtype)
-    chosen: list[Positions] = []
-    refused: list[Positions] = []
+    sketch = sketch or Sketch.of(rows, order, threshold)
+    kept = np.empty(min(n, len(order)), dtype=np.int32)
+    sketches = np.empty((len(kept), sketch.width(rows.shape[1])), dtype=np.float16)
+    refused: list[Positions] = [np.empty(0, dtype=np.int32)]
     size = 0
     for at in range(0, len(order), block):
         if size >= n:
             break
         positions = order[at : at + block]
-        found = rows[positions]
-        units = unit(found)
+        units = unit(rows[positions])
+        short = sketch(units)
         free = np.ones(len(positions), dtype=np.bool_)
         for start in range(0, size, block):
+            before = slice(start, min(start + block, size))
             left = np.flatnonzero(free)
-            free[left] = ~alike(units[left], unit(kept[start : min(start + block, size)]), threshold).any(axis=1)
-        accept_in_turn(units, free, threshold)
+            close = short[left] @ sketches[before].astype(np.float32).T > threshold - SLACK
+            here, there = np.flatnonzero(close.any(axis=1)), np.flatnonzero(close.any(axis=0))
+            if len(here):
+                near = alike(units[left[here]], unit(rows[kept[before][there]]), threshold)
+                free[left[here]] = ~near.any(axis=1)
+        accept_in_turn(units, short, free, threshold)
         accepted = np.flatnonzero(free)[: n - size]
-        kept[size : size + len(accepted)] = found[accepted]
+        kept[size : size + len(accepted)] = positions[accepted]
+        sketches[size : size + len(accepted)] = short[accepted]
         size += len(accepted)
         seen = len(positions) if size < n else int(accepted[-1]) + 1
-        chosen.append(positions[accepted])
         refused.append(positions[:seen][~free[:seen]])
-    nothing = np.empty(0, dtype=np.int32)
-    return np.concatenate([nothing, *chosen]), np.concatenate([nothing, *refused])
+    return kept[:size], np.concatenate(refused)
 
 
-def accept_in_turn(units: npt.NDArray[np.float32], free: npt.NDArray[np.bool_], threshold: float) -> None:
-    """Strike from `free` whatever is too like one of the free before it, in place."""
+def accept_in_turn(units: Floats, short: Floats, free: npt.NDArray[np.bool_], threshold: float) -> None:
+    """Strike from `free` whatever is too like one of the free before it, in place; `short` are the sketches."""
     left = np.flatnonzero(free)
-    near = alike(units[left], units[left], threshold)
-    for i in range(len(left)):
-        if free[left[i]]:
-            free[left[i + 1 :][near[i, i + 1 :]]] = False
+    close = short[left] @ short[left].T > threshold - SLACK
+    np.fill_diagonal(close, False)
+    some = left[close.any(axis=1)]
+    near = alike(units[some], units[some], threshold)
+    for i in range(len(some)):
+        if free[some[i]]:
+            free[some[i + 1 :][near[i, i + 1 :]]] = False
 
 
-def alike(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
+def alike(a: Floats, b: Floats, threshold: float) -> npt.NDArray[np.bool_]:
     """Which of a (m, d) are more similar than the threshold to which of b (k, d); all of length one or zero."""
     cosine = a @ b.T
     above: npt.NDArray[np.bool_] = cosine > threshold
@@ -75,6 +138,11 @@ def alike(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], threshold: flo
         exact = (a[i[some]].astype(np.float64) * b[j[some]]).sum(axis=1)
         above[i[some], j[some]] = exact > threshold
     return above
+
+
+def _squares(rows: Floats) -> npt.NDArray[np.float64]:
+    """Squared lengths, (n,)."""
+    return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
 def unit(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -166,7 +166,7 @@ class Mmssr(Selector):
         columns = [CAPABILITIES.index(c) for c in config.served]
         levels = score_levels(features[SCORES]["scores"], columns, config.threshold)
         sampler = Sampler(
-            np.take(levels, order, axis=1),
+            np.ascontiguousarray(np.take(levels, order, axis=0).T),
             np.take(buckets, order, axis=1),
             len(labels),
             Rules(strict_score=config.strict_score, released=config.variant == "released", names=config.served),
@@ -209,28 +209,28 @@ def top_up(
 def score_levels(
     scores: npt.NDArray[Any], columns: list[int], threshold: float
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint32]:
-    """What each capability thinks of each sample, (capabilities, n): 0 not a candidate, higher is better.
+    """What each capability thinks of each sample, (n, capabilities): 0 not a candidate, higher is better.
 
     Whole numbers, which scores are, keep their order in a byte; others are replaced by their rank.
     """
-    levels = np.empty((len(columns), len(scores)), dtype=np.uint8)
-    floor = np.floor(threshold)
+    levels = np.empty((len(scores), len(columns)), dtype=np.uint8)
     for at in range(0, len(scores), BLOCK):
-        part = np.asarray(scores[at : at + BLOCK])[:, columns].T
-        above = np.isfinite(part) & (part > threshold)
-        height = np.where(above, part - floor, 0)
-        if (height != np.rint(height)).any() or height.max(initial=0) > 255:
+        part = np.asarray(scores[at : at + BLOCK])[:, columns]
+        above = part > threshold  # NaN is above nothing
+        with np.errstate(invalid="ignore"):
+            whole = part.astype(np.uint8)
+        if (above & ((whole != part) | (whole == 255))).any():
             return _ranks(scores, columns, threshold)
-        levels[:, at : at + BLOCK] = height
+        levels[at : at + BLOCK] = np.where(above, whole + 1, 0)
     return levels
 
 
 def _ranks(scores: npt.NDArray[Any], columns: list[int], threshold: float) -> npt.NDArray[np.uint32]:
-    ranks = np.zeros((len(columns), len(scores)), dtype=np.uint32)
-    for row, column in zip(ranks, columns, strict=True):
+    ranks = np.zeros((len(scores), len(columns)), dtype=np.uint32)
+    for place, column in enumerate(columns):
         values = np.asarray(scores[:, column])
         above = np.isfinite(values) & (values > threshold)
-        row[above] = np.unique(values[above], return_inverse=True)[1] + 1
+        ranks[above, place] = np.unique(values[above], return_inverse=True)[1] + 1
     return ranks
 
 
@@ -242,13 +242,18 @@ def bucket_table(
     Buckets are numbered by label, `style+source`, in alphabetical order.
     """
     names, source = source_names(pool) if by_source else ([""], np.zeros(pool.n, dtype=np.int32))
-    table = np.ascontiguousarray(styles.T).astype(np.int32)
-    table = table[: max(1, int((table >= 0).any(axis=1).sum()))]
+    places = max(1, int((styles.max(axis=0, initial=-1) >= 0).sum()))
+    table = np.ascontiguousarray(styles[:, :places].T, dtype=np.int32)
     table[0, table[0] < 0] = len(STYLES)
-    table = np.where(table < 0, -1, table * len(names) + source)
-    used = np.flatnonzero(np.bincount(table.ravel() + 1)[1:])
+    absent = table < 0
+    table *= len(names)
+    table += source
+    table[absent] = -1
+    found = np.zeros(len(LABELS) * len(names) + 1, dtype=np.bool_)
+    found[table] = True  # the last one is what -1 finds
+    used = np.flatnonzero(found[:-1])
     labels = [LABELS[k // len(names)] + (f"+{names[k % len(names)]}" if by_source else "") for k in used.tolist()]
-    number = np.full(int(used[-1]) + 2, -1, dtype=np.int32)  # the last one is what -1 finds
+    number = np.full(len(found), -1, dtype=np.int32)
     number[used[np.argsort(labels, kind="stable")]] = np.arange(len(used), dtype=np.int32)
     return number[table], sorted(labels)
 
@@ -261,6 +266,7 @@ def other_style(styles: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
 
 def source_names(pool: Pool) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Names of the sources, and each sample's index into them."""
-    ids = pool.column("source_id")
-    _, first = np.unique(ids, return_index=True)  # ids count up from 0 in order of appearance
+    ids = pool.column("source_id")  # from 0, none left out
+    first = np.empty(int(ids.max()) + 1, dtype=np.int64)
+    first[ids[::-1]] = np.arange(pool.n)[::-1]
     return [pool.record(int(i)).source for i in first], ids

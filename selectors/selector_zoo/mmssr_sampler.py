@@ -40,28 +40,28 @@ class Memberships:
     """
 
     row: Rows
+    group: npt.NDArray[Any]
     bucket: Rows
-    group: Rows
-    n_groups: int
+    """Of each group."""
 
     @classmethod
     def of(cls, table: npt.NDArray[np.int32], *, strict_score: bool) -> Memberships:
         """Read a table of buckets, (places, rows), -1 where a row has no more."""
         named = [np.flatnonzero(buckets >= 0).astype(np.int32) for buckets in table]
         row = np.concatenate(named)
-        bucket = np.concatenate([buckets[rows] for buckets, rows in zip(table, named, strict=True)])
+        key = np.concatenate([buckets[rows] for buckets, rows in zip(table, named, strict=True)])
+        places = 1 if strict_score else len(table)
         if strict_score:
             by_row = np.argsort(row, kind="stable")
-            row, bucket = row[by_row], bucket[by_row]
-            key = bucket
+            row, key = row[by_row], key[by_row]
         else:
-            place = np.repeat(np.arange(len(table), dtype=np.int32), [len(rows) for rows in named])
-            key = bucket * np.int32(len(table)) + place
+            key *= places
+            key += np.repeat(np.arange(places, dtype=np.int32), [len(rows) for rows in named])
         used = np.bincount(key) > 0
-        group = (np.cumsum(used, dtype=np.int32) - 1)[key]
-        n_groups = int(used.sum())
-        order = stable_order(group, n_groups)
-        return cls(row=row[order], bucket=bucket[order], group=group[order], n_groups=n_groups)
+        number = np.cumsum(used) - 1
+        group = number.astype(smallest(len(number)))[key]
+        order = np.argsort(group, kind="stable")
+        return cls(row=row[order], group=group[order], bucket=np.flatnonzero(used).astype(np.int32) // places)
 
 
 @dataclass(slots=True)
@@ -80,28 +80,30 @@ class Queue:
         """Sort the candidates, rows whose level is above 0, by bucket, group and level."""
         seen = level[members.row]
         keep = np.flatnonzero(seen)
-        top = int(seen.max(initial=0))
-        bound = members.n_groups * (top + 1)
-        kind = np.dtype(np.int32 if bound <= np.iinfo(np.int32).max else np.int64)
-        key = members.group[keep].astype(kind) * (top + 1)
-        key += top - seen[keep].astype(kind)
-        rows = members.row[keep][stable_order(key, bound)]
-        left = np.bincount(members.bucket[keep], minlength=buckets)
+        seen, group = seen[keep], members.group[keep]
+        heights = int(seen.max(initial=0)) + 1
+        bound = len(members.bucket) * heights
+        kind = smallest(bound)
+        key = group.astype(kind) * kind(heights)
+        key += kind(heights - 1) - seen.astype(kind)
+        rows = members.row[keep][np.argsort(key, kind="stable")]
+        left = np.zeros(buckets, dtype=np.int64)
+        np.add.at(left, members.bucket, np.bincount(group, minlength=len(members.bucket)))
         end = np.cumsum(left)
         return cls(rows=rows, at=end - left, end=end, left=left)
 
-    def take(self, bucket: int, count: int, taken: npt.NDArray[np.bool_]) -> Rows:
-        """The next `count` rows of a bucket that are not taken; there must be so many."""
+    def take(self, bucket: int, count: int, free: npt.NDArray[np.bool_]) -> Rows:
+        """The next `count` rows of a bucket that are free; there must be so many."""
         found: list[Rows] = []
         at, end = int(self.at[bucket]), int(self.end[bucket])
         while count:
             window = self.rows[at : min(at + max(2 * count, WINDOW), end)]
-            free = np.flatnonzero(~taken[window])[:count]
-            found.append(window[free])
-            count -= len(free)
-            at += len(window) if count else int(free[-1]) + 1
+            places = free[window].nonzero()[0][:count]
+            found.append(window[places])
+            count -= len(places)
+            at += len(window) if count else int(places[-1]) + 1
         self.at[bucket] = at
-        return np.concatenate(found)
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 class Sampler:
@@ -110,9 +112,13 @@ class Sampler:
     def __init__(self, levels: npt.NDArray[Any], table: npt.NDArray[np.int32], buckets: int, rules: Rules) -> None:
         """`levels` (capabilities, rows): 0 not a candidate, higher is better; `table` (places, rows): buckets."""
         members = Memberships.of(table, strict_score=rules.strict_score)
-        self._levels, self._table, self._rules = levels, table, rules
+        self._table, self._rules = table, rules
         self._queues = [Queue.sort(level, members, buckets) for level in levels]
-        self._taken = np.zeros(table.shape[1], dtype=np.bool_)
+        self._free = np.ones(table.shape[1], dtype=np.bool_)
+        # One number a row, so that who wants it is one look: bit c for capability c.
+        self._wanted = np.zeros(table.shape[1], dtype=np.uint32)
+        for c, level in enumerate(levels):
+            self._wanted |= (level > 0).astype(np.uint32) << np.uint32(c)
         self.picked = [0] * len(levels)
         """How many rows each capability has taken."""
 
@@ -159,8 +165,8 @@ class Sampler:
             debt = max(most - free, 0)
             count = min(most, free, free if self._rules.released else wanted - got)
             if count:
-                rows = queue.take(bucket, count, self._taken)
-                self._taken[rows] = True
+                rows = queue.take(bucket, count, self._free)
+                self._free[rows] = False
                 self._forget(c, rows)
                 chosen.append(rows)
                 got += count
@@ -175,15 +181,15 @@ class Sampler:
 
     def _forget_elsewhere(self, c: int, rows: Rows) -> None:
         """Rows are gone from the buckets of the other capabilities that had them."""
-        buckets = self._table[:, rows]
-        named = buckets >= 0
-        for other, queue in enumerate(self._queues):
-            if other != c:
-                gone = buckets[named & (self._levels[other, rows] > 0)]
-                np.subtract.at(queue.left, gone, 1)
+        gone, wanted = self._table[:, rows], self._wanted[rows]
+        for buckets in gone:
+            named = buckets >= 0
+            bucket, by = buckets[named], wanted[named]
+            for other, queue in enumerate(self._queues):
+                if other != c:
+                    queue.left -= np.bincount(bucket[(by >> np.uint32(other)) & 1 > 0], minlength=len(queue.left))
 
 
-def stable_order(keys: npt.NDArray[Any], bound: int) -> npt.NDArray[np.int64]:
-    """`argsort` that keeps the order of equals; keys in [0, bound) that fit 16 bits are counted, not compared."""
-    small = next((t for t in (np.uint8, np.uint16) if bound <= np.iinfo(t).max + 1), None)
-    return np.argsort(keys if small is None else keys.astype(small), kind="stable")
+def smallest(bound: int) -> type[np.unsignedinteger[Any]]:
+    """The type for numbers in [0, bound) that sorts fastest: up to 16 bits they are counted, not compared."""
+    return next(t for t in (np.uint8, np.uint16, np.uint32, np.uint64) if bound <= np.iinfo(t).max + 1)

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def projected(n: int, dimensions: int, config: CoincideConfig, figures: dict[str
     return float(figures["kmeans_s"] * paper / products + figures["inside_s"] * paper_pairs / pairs)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--n", type=int, default=PAPER["n"])
     parser.add_argument("--dimensions", type=int, default=512)
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.2)
     parser.add_argument("--reference-n", type=int, default=1000)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     config = CoincideConfig(clusters=asked.clusters, fit_per_cluster=asked.fit, iterations=asked.iterations)
     if asked.run:
         print(json.dumps(run(asked.run, config, asked.budget)))

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,14 @@ def against_reference(folder: Path, n: int, width: int, budget: float) -> dict[s
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--n", type=int, default=2_600_000)
     parser.add_argument("--width", type=int, default=5120)
     parser.add_argument("--budget", type=float, default=0.2)
     parser.add_argument("--folder", help="where to put the gradients for the time of the run")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     if asked.run:
         print(json.dumps(run(asked.run, asked.budget)))
         return

@@ -11,13 +11,16 @@ plain reading of the algorithm chooses from a smaller pool as well. The last lin
 `reference_seconds`, `reference_n`     the plain reading
 `reference_ours_seconds`    ours on the same smaller pool
 `equal`                     both kept the same samples of it
+`projected_cpu_s_2600000`   where time grows faster than the pool: `a n + b n^2`, through `cpu_s` at n and
+                            `cpu_s_half` at n / 2, taken to 2.6 million; no measurement
 
-A selector joins by an entry in CASES.
+A selector joins by an entry in CASES, or by a benchmark of its own with these figures in DELEGATED.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -34,7 +37,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from harness.keys import mix64
+from harness.keys import mix64, seed64
 from harness.pool import FORMAT, Pool, open_pool
 from harness.pool_rows import META_SCHEMA, TEXT_SCHEMA
 from harness.pool_write import ROW_GROUP, TEXT_BATCH
@@ -48,6 +51,7 @@ Columns = dict[str, npt.NDArray[Any]]
 SOURCES = 90
 SEED = 3
 EMBEDDING = 3584
+FULL = 2_600_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +64,21 @@ class Case:
     """The positions a plain reading keeps, given pool, columns, scores and budget."""
     reference_n: int = 20_000
     config: Mapping[str, Any] = field(default_factory=dict)
-    n: int = 2_600_000
+    n: int = FULL
     """Samples where no --n is given."""
+    quadratic: bool = False
+    """Every sample may be compared with every other."""
 
 
-def ties(pool: Pool) -> list[int]:
+def ties(pool: Pool, seed: int = SEED) -> list[int]:
     rank = np.empty(pool.n, dtype=np.int64)
-    rank[np.argsort(mix64(pool.column("uid_hash64"), SEED), kind="stable")] = np.arange(pool.n)
+    rank[np.argsort(mix64(pool.column("uid_hash64"), seed), kind="stable")] = np.arange(pool.n)
     return list(rank.tolist())
+
+
+def no_columns(n: int, rng: np.random.Generator) -> Mapping[str, Columns]:
+    """The selector looks at uids alone."""
+    return {}
 
 
 def forward_columns(n: int, rng: np.random.Generator) -> Mapping[str, Columns]:
@@ -120,6 +131,10 @@ def by_diversity(pool: Pool, features: Mapping[str, Columns], score: npt.NDArray
     return set(plain.diverse(score.tolist(), ties(pool), features["embedding"]["hidden"], n, 0.9))
 
 
+def by_chance(pool: Pool, features: Mapping[str, Columns], score: npt.NDArray[Any], n: int) -> set[int]:
+    return {i for i, rank in enumerate(ties(pool, seed64("random", SEED))) if rank < n}
+
+
 def by_band(which: str) -> Callable[[Pool, Mapping[str, Columns], npt.NDArray[Any], int], set[int]]:
     return lambda pool, features, score, n: plain.band(score.tolist(), ties(pool), n, which)
 
@@ -134,13 +149,15 @@ def by_mmssr(pool: Pool, features: Mapping[str, Columns], score: npt.NDArray[Any
 
 CASES: dict[str, Case] = {
     "clip_score": Case(columns=clip_columns, reference=by_band("top")),
-    # Comparisons grow with the square of n: millions of samples are a matter of hours, see --n.
-    "deita": Case(columns=deita_columns, reference=by_diversity, reference_n=400, n=20_000),
+    "deita": Case(columns=deita_columns, reference=by_diversity, reference_n=400, n=60_000, quadratic=True),
     "e5v": Case(columns=e5v_columns, reference=by_band("top")),
     "mmssr": Case(columns=mmssr_columns, reference=by_mmssr, reference_n=6_000),
     "ppl_mid": Case(columns=forward_columns, reference=by_band("middle")),
     "ppl_si": Case(columns=forward_columns, reference=by_band("middle")),
+    "random": Case(columns=no_columns, reference=by_chance),
 }
+DELEGATED = {"coincide": "tests.bench.coincide_scale", "icons": "tests.bench.icons_scale"}
+"""Selectors whose columns are too large for the page cache, or whose parts are worth figures of their own."""
 
 
 def write_pool(path: Path, n: int, rng: np.random.Generator) -> Pool:
@@ -200,7 +217,7 @@ def run(folder: Path, name: str, budget: float) -> dict[str, Any]:
     selection = made.select(pool, scores, features, n, SEED)
     end, used = time.perf_counter(), time.process_time() - used
     np.save(folder / "kept.npy", checked(selection, pool, n, name))
-    np.save(folder / "score.npy", scores["score"])
+    np.save(folder / "score.npy", scores.get("score", np.zeros(0)))
     return {
         "seconds": round(end - start, 3),
         "score_s": round(scored - start, 3),
@@ -237,15 +254,29 @@ def against_reference(folder: Path, name: str, n: int, budget: float) -> dict[st
     }
 
 
+def projected(folder: Path, name: str, n: int, cpu_s: float, budget: float) -> dict[str, Any]:
+    """Processor time of half as many samples, and of 2.6 million by what both say of `a n + b n^2`."""
+    folder.mkdir()
+    prepare(folder, CASES[name], n // 2)
+    half = in_own_process(folder, name, budget)["cpu_s"]
+    square = max(0.0, 2 * (cpu_s - 2 * half) / n**2)
+    line = cpu_s / n - square * n
+    return {"cpu_s_half": half, "projected_cpu_s_2600000": round(line * FULL + square * FULL**2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--selector", required=True, choices=sorted(CASES))
+    parser.add_argument("--selector", required=True, choices=sorted({*CASES, *DELEGATED}))
     parser.add_argument("--n", type=int, default=0)
     parser.add_argument("--budget", type=float, default=0.3)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.run:
         print(json.dumps(run(asked.run, asked.selector, asked.budget)))
+        return
+    if asked.selector in DELEGATED:
+        sizes = ["--n", str(asked.n)] if asked.n else []
+        importlib.import_module(DELEGATED[asked.selector]).main([*sizes, "--budget", str(asked.budget)])
         return
     case = CASES[asked.selector]
     n = asked.n or case.n
@@ -256,6 +287,8 @@ def main() -> None:
         figures = {"selector": asked.selector, "n": n, "budget": asked.budget}
         figures |= in_own_process(large, asked.selector, asked.budget)
         figures |= against_reference(Path(root, "small"), asked.selector, case.reference_n, asked.budget)
+        if case.quadratic and n < FULL:
+            figures |= projected(Path(root, "half"), asked.selector, n, figures["cpu_s"], asked.budget)
     print(json.dumps(figures))
 
 
