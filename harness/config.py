@@ -101,6 +101,8 @@ class ExecutorSchema:
     """Threads of each; part of what makes CPU results repeatable."""
     shard: int = 4096
     """Samples a feature pass computes and keeps at a time: what a killed pass loses at most."""
+    pass_processes: int = 1
+    """Processes that share the shards of a feature pass, each with a model and `threads` threads of its own."""
 
 
 @dataclass
@@ -178,6 +180,7 @@ class RunSettings:
     slots: int
     threads: int
     shard: int
+    pass_processes: int = 1
     tracking: Tracking = field(default_factory=Tracking)
 
 
@@ -232,6 +235,7 @@ def settings_of(cfg: DictConfig) -> RunSettings:
         slots=cfg.executor.slots,
         threads=cfg.executor.threads,
         shard=cfg.executor.shard,
+        pass_processes=cfg.executor.pass_processes,
         tracking=Tracking(**tracking),
     )
 

@@ -46,6 +46,8 @@ class Plan:
     cells: list[CellPlan] = field(default_factory=list)
     shard: int = SHARD
     """Samples a feature pass computes and keeps at a time; not part of any key."""
+    processes: int = 1
+    """Processes that share a feature pass; not part of any key."""
 
     def add(self, stage: Stage) -> str:
         """Add a stage once; returns its key. Inputs must have been added before."""
@@ -68,9 +70,9 @@ class Plan:
         return tuple(k for k in self.stages if k in wanted)
 
 
-def make_plan(cells: Iterable[Cell], *, shard: int = SHARD) -> Plan:
+def make_plan(cells: Iterable[Cell], *, shard: int = SHARD, processes: int = 1) -> Plan:
     """The deduplicated stage graph of some cells."""
-    plan = Plan(shard=shard)
+    plan = Plan(shard=shard, processes=processes)
     for cell in cells:
         plan.cells.append(_plan_cell(plan, cell))
     return plan
@@ -138,7 +140,8 @@ def _add_pass(plan: Plan, cell: Cell, ref: PassRef) -> str:
         "config": config,
         "pool": pool.digest,
     }
-    settings: dict[str, Json] = {"pool_path": pool.path, "model_path": "", "shard": plan.shard}
+    settings: dict[str, Json] = {"pool_path": pool.path, "model_path": ""}
+    settings |= {"shard": plan.shard, "processes": plan.processes}
     inputs: dict[str, str] = {}
     if ref.model == "warm":
         inputs["train.model"] = _add_warm_up(plan, cell, ref.warm_up)

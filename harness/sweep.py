@@ -56,7 +56,7 @@ def plan_sweep(cells: Sequence[Cell], settings: RunSettings, command: str, *, ba
         )
     else:
         wanted = with_baselines(list(cells), full_trials=0, random_trials=0)
-    plan = make_plan(wanted, shard=settings.shard)
+    plan = make_plan(wanted, shard=settings.shard, processes=settings.pass_processes)
     name = settings.name or f"sweep-{digest([c.key for c in plan.cells])[:8]}"
     sweep = Sweep(name=name, plan=plan, store=store, settings=settings, command=command)
     store.write_sweep(name, sweep_json(sweep))

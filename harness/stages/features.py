@@ -1,4 +1,4 @@
-"""The features stage: a pass over a pool in fixed shards, each kept when it is done."""
+"""The features stage: a pass over a pool in fixed shards, each kept when it is done, by one process or several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from numpy.lib.format import open_memmap
 from harness.api import FeaturePass, PassContext
 from harness.estimate import Where, estimate, say
 from harness.files import read_json, write_atomic, write_json
+from harness.forkserver import die_with_parent
 from harness.history import read_history
 from harness.pool import Pool, open_pool
 from harness.registry import configured, feature_pass
@@ -27,7 +32,9 @@ from harness.types import Json, Stage
 
 log = logging.getLogger(__name__)
 
-Shard = dict[str, npt.NDArray[Any]]
+Columns = dict[str, npt.NDArray[Any]]
+Shard = tuple[int, int, Path]
+"""First position, the one after the last, and the file it is kept in."""
 REASON = "failure"
 """Column of failure reasons within a shard."""
 SECONDS = "seconds taken"
@@ -47,22 +54,23 @@ def run_features(context: StageContext) -> Facts:
     """Compute the missing shards, then join all of them into one memory-mappable file a column."""
     pool = open_pool(str(context.stage.settings["pool_path"]))
     size = int(str(context.stage.settings["shard"]))
-    shards = [(start, min(start + size, pool.n)) for start in range(0, pool.n, size)]
-    files = [context.partial / f"shard-{start:09d}.npz" for start, _ in shards]
-    resumed = sum(f.exists() for f in files)
+    processes = int(str(context.stage.settings.get("processes", 1)))
+    shards = [
+        (start, min(start + size, pool.n), context.partial / f"shard-{start:09d}.npz")
+        for start in range(0, pool.n, size)
+    ]
+    missing = [shard for shard in shards if not shard[2].exists()]
+    resumed = len(shards) - len(missing)
     announce(context, pool.n, len(shards), resumed)
-    feature, opening = None, 0.0
-    for i, ((start, stop), file) in enumerate(zip(shards, files, strict=True)):
-        context.progress(i, len(shards), "shards")
-        if not file.exists():
-            before = time.perf_counter()
-            if feature is None:
-                feature = _opened(context)
-                opening = time.perf_counter() - before
-                before += opening
-            columns, reasons = feature.run(pool, start, stop)
-            _write_shard(file, columns, reasons, rows=stop - start, seconds=time.perf_counter() - before)
-    joined = _join(files, pool, context.out)
+    worker = _Worker(context=context, pool=pool)
+    opening = 0.0
+    if min(processes, len(missing)) > 1:
+        opening = _side_by_side(worker, missing, processes, len(shards))
+        missing = [shard for shard in missing if not shard[2].exists()]
+    for done, shard in enumerate(missing, len(shards) - len(missing)):
+        context.progress(done, len(shards), "shards")
+        opening = max(opening, worker.compute(shard))
+    joined = _join([file for _, _, file in shards], pool, context.out)
     return {
         "samples": pool.n,
         "shards": len(shards),
@@ -71,6 +79,63 @@ def run_features(context: StageContext) -> Facts:
         "device": context.device,
         **_measured(joined, opening),
     }
+
+
+@dataclass(slots=True, kw_only=True)
+class _Worker:
+    """A process's pass, opened when it computes its first shard."""
+
+    context: StageContext
+    pool: Pool
+    feature: FeaturePass | None = None
+
+    def compute(self, shard: Shard) -> float:
+        """Compute and keep a shard; seconds that opening the pass took, 0 where it was open."""
+        start, stop, file = shard
+        before, opening = time.perf_counter(), 0.0
+        if self.feature is None:
+            self.feature = _opened(self.context)
+            opening = time.perf_counter() - before
+        columns, reasons = self.feature.run(self.pool, start, stop)
+        seconds = time.perf_counter() - before - opening
+        _write_shard(file, columns, reasons, rows=stop - start, seconds=seconds)
+        return opening
+
+
+_of_this_process: _Worker | None = None
+"""Set in the processes that `_side_by_side` forks, and only there."""
+
+
+def _side_by_side(worker: _Worker, missing: Sequence[Shard], processes: int, total: int) -> float:
+    """Compute shards in forked processes, each taking the next when it is done; the longest opening in seconds.
+
+    `total` is the number of all shards. Where a process is lost, so are the others, and shards stay missing.
+    """
+    opening = 0.0
+    forked = ProcessPoolExecutor(
+        min(processes, len(missing)), mp_context=get_context("fork"), initializer=_begin, initargs=(worker,)
+    )
+    try:
+        futures = [forked.submit(_compute, shard) for shard in missing]
+        for done, future in enumerate(as_completed(futures)):
+            worker.context.progress(total - len(missing) + done, total, "shards")
+            opening = max(opening, future.result())
+    except BrokenProcessPool:
+        log.warning("a process of the pass was ended from outside: this one does what is left")
+    finally:
+        forked.shutdown(cancel_futures=True)
+    return opening
+
+
+def _begin(worker: _Worker) -> None:
+    global _of_this_process
+    die_with_parent()
+    _of_this_process = worker
+
+
+def _compute(shard: Shard) -> float:
+    assert _of_this_process is not None
+    return _of_this_process.compute(shard)
 
 
 def announce(context: StageContext, samples: int, shards: int, resumed: int) -> None:
@@ -131,7 +196,7 @@ def _pass_context(context: StageContext) -> PassContext:
     )
 
 
-def _write_shard(file: Path, columns: Shard, reasons: list[str], *, rows: int, seconds: float) -> None:
+def _write_shard(file: Path, columns: Columns, reasons: list[str], *, rows: int, seconds: float) -> None:
     """Keep one shard, after checking that every column has a row a sample."""
     for name, values in columns.items():
         if len(values) != rows:

@@ -44,7 +44,7 @@ class Sketch:
 
     @classmethod
     def of(cls, rows: npt.NDArray[Any], order: Positions, threshold: float) -> Self:
-        """The shortest that rules out nearly all unlike pairs of a sample; none where none does, or for few rows."""
+        """The shortest that rules out nearly all unlike pairs of a sample; none for few rows, or if none does."""
         if len(order) < 16 * SAMPLES:
             return cls()
         some = order[np.linspace(0, len(order) - 1, 2 * SAMPLES).astype(np.int64)]

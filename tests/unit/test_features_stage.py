@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import time
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from harness import registry
@@ -118,3 +124,86 @@ def test_shards_of_before_times_were_kept_still_join(tmp_path: Path, stage: Stag
     assert run(store, stage) == "done"
     assert facts(store, stage)["shards_resumed"] == 1
     assert read_columns(store.at(stage).out)["n"][:SHARD].tolist() == [0] * SHARD
+
+
+class Slow(Words):
+    """Counts words slowly, and notes who counted what."""
+
+    def run(self, pool: Pool, start: int, stop: int) -> tuple[dict[str, Any], list[str]]:
+        (Path(pool.path) / f"by-{os.getpid()}").touch()
+        time.sleep(0.15)
+        if (Path(pool.path) / "stumble").exists() and start == SHARD:
+            (Path(pool.path) / "stumble").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(pool, start, stop)
+
+
+def who(stage: Stage) -> set[int]:
+    """Processes that computed a shard."""
+    return {int(f.name[3:]) for f in Path(str(stage.settings["pool_path"])).glob("by-*")}
+
+
+@pytest.fixture
+def shared(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """The same stage, its shards small, shared by two processes."""
+    plugin = Plugin(name="words", distribution="t", cls=Slow)
+    monkeypatch.setattr("harness.stages.features.feature_pass", lambda name: plugin)
+    return replace(stage, settings={**stage.settings, "shard": 4, "processes": 2})
+
+
+def test_two_processes_compute_what_one_does(tmp_path: Path, stage: Stage, shared: Stage) -> None:
+    one, two = (Store(tmp_path / name).create() for name in ("one", "two"))
+    assert run(one, replace(shared, settings={**shared.settings, "processes": 1})) == "done"
+    assert who(shared) == {os.getpid()}
+    assert run(two, shared) == "done"
+    assert len(who(shared) - {os.getpid()}) == 2
+    assert outputs(one, stage) == outputs(two, stage)
+    assert facts(two, stage)["shards_s"] >= 10 * 0.15
+
+
+def outputs(store: Store, stage: Stage) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in sorted(store.at(stage).out.iterdir())}
+
+
+def test_what_a_lost_process_leaves_is_done_by_the_first(tmp_path: Path, stage: Stage, shared: Stage) -> None:
+    store, whole = (Store(tmp_path / name).create() for name in ("store", "whole"))
+    (Path(str(stage.settings["pool_path"])) / "stumble").touch()
+    lost = replace(shared, settings={**shared.settings, "shard": SHARD})
+    assert run(store, lost) == "done"
+    assert os.getpid() in who(stage)
+    assert run(whole, stage) == "done"
+    assert outputs(store, stage) == outputs(whole, stage)
+
+
+def test_an_error_in_any_process_is_the_stages(
+    tmp_path: Path, shared: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Words, "broken_from", 8)
+    store = Store(tmp_path / "store").create()
+    assert run(store, shared) == "failed"
+    (attempt,) = store.at(shared).attempts()
+    assert (attempt.kind, attempt.message) == ("user", "no more")
+
+
+def test_killed_between_shards_both_processes_end_and_the_next_run_goes_on(
+    tmp_path: Path, stage: Stage, shared: Stage
+) -> None:
+    store, whole = (Store(tmp_path / name).create() for name in ("store", "whole"))
+    process = get_context("fork").Process(target=run, args=(store, shared))
+    process.start()
+    deadline = time.monotonic() + 60
+    while len(list(store.at(shared).partial.glob("shard-*.npz"))) < 3:
+        assert time.monotonic() < deadline
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    counting = who(shared)
+    assert len(counting) == 2
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in counting):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert run(store, shared) == "done"
+    assert 3 <= facts(store, shared)["shards_resumed"] < 10
+    assert run(whole, stage) == "done"
+    assert outputs(store, shared) == outputs(whole, stage)

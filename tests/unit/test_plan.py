@@ -109,7 +109,7 @@ def test_how_a_run_is_carried_out_is_not_in_its_keys(cell: Cell) -> None:
         backbone=replace(cell.backbone, path="elsewhere"),
         recipe=replace(cell.recipe, pack_tokens=77, zero_stage=2),
     )
-    assert list(make_plan([cell]).stages) == list(make_plan([other], shard=7).stages)
+    assert list(make_plan([cell]).stages) == list(make_plan([other], shard=7, processes=3).stages)
 
 
 def test_what_decides_a_number_is_in_its_key(cell: Cell) -> None:
