@@ -1,9 +1,10 @@
 """What do the selectors of a sweep on miniworld keep? Contact sheets, and shares of what was spoilt on purpose.
 
-    python -m tests.bench.picks --store runs/demo_mmssr --out docs/img [--sweep NAME] [--budget 30%]
+    python -m tests.bench.picks --store runs/demo_mmssr --out docs/img [--budget 30%] [--make SETTING=VALUE ...]
 
-Needs the select stages alone. Of every selector (seed 0) it draws the samples it would keep first and those it
-rates lowest into `picks_NAME.png`, prints a table, and ends with one JSON object of the same figures:
+Needs the select stages of `sweep=demo_mmssr` alone, and makes them with `--make`. Of every selector (seed 0)
+it draws the samples it would keep first and those it rates lowest into `picks_NAME.png`, prints a table, and ends
+with one JSON object of the same figures:
 
 `sound`, `duplicate`, `wrong`, `off_topic`   percent of what is kept, by the hidden truth table
 `copies`                mean number kept of an original and its near-duplicates, where any of them is
@@ -30,9 +31,9 @@ from rich.table import Table
 
 from harness.keys import mix64
 from harness.pool import IMAGE_TOKEN, Pool, open_pool
-from harness.reporting import only_sweep
 from harness.stages.features import read_columns
 from harness.store import StageDir, Store
+from tests.selections import SWEEP, carry_out, failures, part_of, planned
 
 Ints = npt.NDArray[np.int64]
 DEFECTS: Final = {"": "sound", "duplicate": "near duplicate", "wrong": "WRONG", "off_topic": "OFF TOPIC"}
@@ -178,7 +179,7 @@ def sheet(truth: Truth, picked: Picked) -> Image.Image:
             at = (i % COLUMNS * width + 4, y + 20 + i // COLUMNS * height)
             _cell(page, at, picked.pool, position, str(truth.defect[position]))
         y += 20 + EACH // COLUMNS * height
-    return page.quantize(96, dither=Image.Dither.NONE)
+    return page.quantize(255, dither=Image.Dither.NONE)
 
 
 def _cell(page: Image.Image, at: tuple[int, int], pool: Pool, position: int, defect: str) -> None:
@@ -208,15 +209,24 @@ def show(rows: Sequence[Shares]) -> None:
     Console(width=150).print(table)
 
 
+def make(store: Path, settings: Sequence[str]) -> None:
+    """Carry out all selections of the sweep, on two cores, but no training after them."""
+    sweep = planned(store, settings)
+    result = carry_out(sweep, part_of(sweep, [c.select for c in sweep.plan.cells]), slots=2)
+    if result.failures:
+        raise SystemExit("\n".join(failures(result)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sweep", default="")
     parser.add_argument("--budget", default="30%", help="of the sheets; the table has all")
+    parser.add_argument("--make", nargs="*", metavar="SETTING=VALUE", help="carry out the selections first")
     args = parser.parse_args()
-    store = Store(args.store)
-    picks = read_picks(store, args.sweep or only_sweep(store))
+    if args.make is not None:
+        make(args.store, args.make)
+    picks = read_picks(Store(args.store), SWEEP)
     truth = Truth.of(picks[0].pool)
     args.out.mkdir(parents=True, exist_ok=True)
     for picked in picks:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
 
-from harness.config import cell_of, register_schemas, settings_of
-from harness.executors import LocalExecutor
 from harness.plan import Plan
-from harness.schedule import RunResult, Scheduler
-from harness.store import Store
-from harness.sweep import Sweep, plan_sweep
-from harness.types import Stage
-from harness.worker import Job
+from harness.schedule import RunResult
+from harness.sweep import Sweep
+from tests.selections import carry_out, failures, part_of, planned
 
 pytestmark = pytest.mark.e2e
 
@@ -33,16 +25,6 @@ TRAINED = "deita"
 """The row that is also trained and evaluated, at the smaller budget."""
 
 
-class Quiet:
-    """A watcher that says nothing."""
-
-    def started(self, job: Job) -> None: ...
-
-    def ended(self, stage: Stage, outcome: str, message: str) -> None: ...
-
-    def tick(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Ran:
     """The selections of the sweep, carried out."""
@@ -51,44 +33,15 @@ class Ran:
     wanted: Plan
     first: RunResult
 
-    def run(self) -> RunResult:
-        return carry_out(self.sweep, self.wanted)
-
-
-def configurations(store: Path) -> list[DictConfig]:
-    """The jobs Hydra makes of the sweep file, as it composes them."""
-    importlib.import_module("hydra_plugins.sievebench").register()
-    register_schemas()
-    given = ["sweep=demo_mmssr", f"store={store}", *SMALL]
-    with initialize_config_module("harness.conf", version_base="1.3"):
-        params = compose("config", given, return_hydra_config=True).hydra.sweeper.params
-        return [
-            compose("config", [*given, f"selector={row}", f"budget={budget}", *SMALLER.get(row, [])])
-            for row in params.selector.split(",")
-            for budget in params.budget.split(",")
-        ]
-
-
-def carry_out(sweep: Sweep, plan: Plan) -> RunResult:
-    """Run a part of a sweep."""
-    executor = LocalExecutor(sweep.store, slots=1, threads=1, gpus=[])
-    try:
-        return Scheduler(plan=plan, store=sweep.store, executor=executor, watcher=Quiet()).run()
-    finally:
-        executor.close()
-
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    store = tmp_path_factory.mktemp("store")
-    jobs = configurations(store)
-    Store(store).create()
-    sweep = plan_sweep([cell_of(cfg) for cfg in jobs], settings_of(jobs[0]), "test", baselines=True)
+    sweep = planned(tmp_path_factory.mktemp("store"), SMALL, SMALLER)
     keys = [c.select for c in sweep.plan.cells]
-    keys += [k for c in sweep.plan.cells if c.cell.label.startswith(f"{TRAINED}(") for k in c.scores.values()][:1]
-    wanted = Plan(stages={k: sweep.plan.stages[k] for k in sweep.plan.ancestors(keys)})
+    keys += [k for c in sweep.plan.cells if c.cell.label.startswith(TRAINED) for k in c.scores.values()][:1]
+    wanted = part_of(sweep, keys)
     result = carry_out(sweep, wanted)
-    assert not result.failures, [f"{f.stage.label}: {f.message}\n{f.log_tail}" for f in result.roots]
+    assert not result.failures, failures(result)
     return Ran(sweep, wanted, result)
 
 
@@ -109,11 +62,11 @@ def test_the_command_of_a_cell_has_its_settings(ran: Ran) -> None:
 
 
 def test_every_selection_has_a_card_and_exactly_its_budget(ran: Ran) -> None:
-    for planned in ran.sweep.plan.cells:
-        n = planned.cell.budget.size(N)
-        said = card(ran, planned.select)
-        kept = np.load(ran.sweep.store.by_key("select", planned.select).out / "positions.npy")
-        assert said["n"] == len(np.unique(kept)) == n, planned.cell.label
+    for cell_plan in ran.sweep.plan.cells:
+        n = cell_plan.cell.budget.size(N)
+        said = card(ran, cell_plan.select)
+        kept = np.load(ran.sweep.store.by_key("select", cell_plan.select).out / "positions.npy")
+        assert said["n"] == len(np.unique(kept)) == n, cell_plan.cell.label
         assert said["of"] == N
         assert sum(said["by_source"].values()) == n
 
@@ -128,11 +81,11 @@ def test_no_two_rows_keep_the_same_samples(ran: Ran) -> None:
 
 def test_every_selector_had_something_to_say_of_nearly_every_sample(ran: Ran) -> None:
     """Passes that failed would show as samples without a score, or as filling up."""
-    for planned in ran.sweep.plan.cells:
-        said = card(ran, planned.select)
-        assert said.get("n_nan", 0) < N / 20, planned.cell.label
-        if planned.cell.selector.name != "deita":  # its filter refuses copies, and then fills up
-            assert said.get("n_topup", 0) == 0, planned.cell.label
+    for cell_plan in ran.sweep.plan.cells:
+        said = card(ran, cell_plan.select)
+        assert said.get("n_nan", 0) < N / 20, cell_plan.cell.label
+        if cell_plan.cell.selector.name != "deita":  # its filter refuses copies, and then fills up
+            assert said.get("n_topup", 0) == 0, cell_plan.cell.label
 
 
 def test_one_cell_was_trained_and_evaluated(ran: Ran) -> None:
@@ -141,6 +94,6 @@ def test_one_cell_was_trained_and_evaluated(ran: Ran) -> None:
 
 
 def test_a_second_run_computes_nothing(ran: Ran) -> None:
-    again = ran.run()
+    again = carry_out(ran.sweep, ran.wanted)
     assert again.cached == set(ran.wanted.stages)
     assert not again.done
