@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from harness.benchmarks import Suite
+from harness.errors import HarnessError
 from harness.keys import digest, plain
 from harness.pool import Pool
 from harness.registry import selector_spec
@@ -27,6 +28,13 @@ class EvalSettings:
     limit: int | None = None
     """Items of each task, for a quick look; null takes all."""
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
+            raise HarnessError(
+                f"evaluation: batch_size={self.batch_size} and limit={self.limit} must be at least 1 "
+                "(limit=null takes all items)."
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
@@ -42,6 +50,10 @@ class Cell:
     seed: int = 0
     baseline: bool = False
     """Added by the harness rather than asked for."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise HarnessError(f"seed {self.seed} is negative: runs are numbered from 0.")
 
     @property
     def label(self) -> str:

@@ -216,13 +216,23 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 def settings_of(cfg: DictConfig) -> RunSettings:
     """The part of a configuration that says how to run.
 
-    Raises HarnessError for an unknown mode, executor or tracker.
+    Raises HarnessError for an unknown mode, executor or tracker, and for numbers and names that cannot be.
     """
     tracking: Any = OmegaConf.to_container(cfg.tracking, resolve=True)
     if cfg.mode not in MODES:
         raise unknown_name("mode", cfg.mode, MODES)
     if cfg.executor.name != "local":
         raise unknown_name("executor", cfg.executor.name, ["local"])
+    if not cfg.store:
+        raise HarnessError("store is empty: set store=DIR to the folder of all results, for example store=runs.")
+    if "/" in cfg.name or cfg.name.startswith("."):
+        raise HarnessError(f"name '{cfg.name}' cannot name a file: use letters, digits, - and _.")
+    if min(cfg.baselines.full_trials, cfg.baselines.random_trials) < 0:
+        raise HarnessError("baselines: full_trials and random_trials must be at least 0, which adds none.")
+    if cfg.executor.slots < 0 or cfg.executor.threads < 1:
+        raise HarnessError(
+            f"executor: slots={cfg.executor.slots} must be at least 0, threads={cfg.executor.threads} at least 1."
+        )
     return RunSettings(
         store=Path(cfg.store),
         name=cfg.name,
@@ -299,7 +309,11 @@ def _whole_suite(cfg: Any, store: Path) -> Suite:
     if cfg.name in SUITES:
         return SUITES[cfg.name]
     if not cfg.benchmarks:
-        raise unknown_name("suite", cfg.name, ["mini", *SUITES])
+        known = ", ".join(["mini", *SUITES])
+        raise HarnessError(
+            f"suite '{cfg.name}' has no benchmarks and is none of those built in ({known}): list some in its file "
+            "under 'benchmarks' (docs/benchmarks.md)."
+        )
     folder = str(Path(cfg.include_path).resolve()) if cfg.include_path else ""
     entries: Any = OmegaConf.to_container(cfg.benchmarks, resolve=True)
     made = tuple(_benchmark(entry, folder) for entry in entries)

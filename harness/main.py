@@ -133,11 +133,12 @@ def _run_hydra(arguments: list[str]) -> None:
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
-    from harness.complaints import complaint, missing_option
+    from harness.complaints import complaint, missing_option, no_choice, refuse_clashes
     from harness.config import register_schemas
 
     importlib.import_module("hydra_plugins.sievebench").register()
     register_schemas()
+    refuse_clashes(arguments)
     sys.argv = [sys.argv[0] if sys.argv else "harness", *arguments]
     task = _Task()
     run = hydra.main(version_base="1.3", config_path="pkg://harness.conf", config_name="config")(task)
@@ -145,6 +146,8 @@ def _run_hydra(arguments: list[str]) -> None:
         run()
     except MissingConfigException as e:
         raise missing_option(e, list(e.options) if e.options else None) from None
+    except ValueError as e:
+        raise no_choice(e) or e from None
     except (HydraException, OmegaConfBaseException) as e:
         raise complaint(e) from None
     if task.error is not None:

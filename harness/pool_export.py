@@ -52,7 +52,7 @@ def export(store: Path, selection: str, out: Path, options: ExportOptions) -> in
         raise HarnessError(f"{out} is not an empty folder: choose another --out.")
     tmp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        tmp.mkdir(parents=True)
+        _make(tmp, out)
         use, head = _write(exported.pool, positions, tmp, options)
         (tmp / "README.md").write_text(dataset_card(exported, use, head), encoding="utf-8")
         if out.exists():
@@ -61,6 +61,13 @@ def export(store: Path, selection: str, out: Path, options: ExportOptions) -> in
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     return len(positions)
+
+
+def _make(tmp: Path, out: Path) -> None:
+    try:
+        tmp.mkdir(parents=True)
+    except OSError as e:
+        raise HarnessError(f"cannot write to {out}: {e.strerror}; choose another --out.") from None
 
 
 def _selected(root: Path, name: str, moved: Path | None) -> tuple[Exported, npt.NDArray[np.int32]]:

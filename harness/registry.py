@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -111,7 +112,7 @@ def _loadable(names: Iterable[str], load: Callable[[str], Plugin]) -> dict[str, 
 def register_file(path: Path) -> str:
     """Make the selector in a .py file known under its name; the file's digest stands for its distribution.
 
-    Raises HarnessError where there is no such file, or not exactly one Selector in it.
+    Raises HarnessError where there is no such file, it cannot be loaded, or has not exactly one Selector.
     """
     if not path.is_file():
         raise HarnessError(f"there is no selector file {path}.")
@@ -122,7 +123,15 @@ def register_file(path: Path) -> str:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[module_name]
+        line = max(
+            (f.lineno or 0 for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)), default=0
+        )
+        where = f"{path}, line {line}" if line else path  # a SyntaxError names its line itself
+        raise HarnessError(f"{where}: the selector cannot be loaded: {type(e).__name__}: {e}.") from e
     classes = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Selector)]
     own = [c for c in classes if c.__module__ == module_name]
     if len(own) != 1:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from harness.errors import HarnessError
 
@@ -225,6 +225,10 @@ class TrainSpec:
     """Optimiser steps between resumable checkpoints; 0 keeps none."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                known = ", ".join(map(str, get_args(hint)))
+                raise HarnessError(f"recipe: {name}={getattr(self, name)} is none of {known}.")
         for name in ("global_batch", "max_length", "nominal_micro_batch", "pack_tokens", "pack_tiles"):
             if getattr(self, name) < 1:
                 raise HarnessError(f"recipe: {name}={getattr(self, name)} must be at least 1.")
@@ -237,8 +241,6 @@ class TrainSpec:
                 f"recipe: lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha} and "
                 f"lora_dropout={self.lora_dropout} must be at least 0, at least 1, and in [0, 1)."
             )
-        if self.lora_targets not in ("attention", "linear"):
-            raise HarnessError(f"recipe: lora_targets={self.lora_targets} is none of attention, linear.")
         if self.epochs == 0 and self.fixed_steps == 0:
             raise HarnessError("recipe: epochs=0 and fixed_steps=0 train nothing; set one of them.")
         if self.global_batch % self.nominal_micro_batch:

@@ -30,6 +30,8 @@ def sync(store: Store, tracking: Tracking) -> int:
     HarnessError where `wandb sync` fails or logs an error; the runs of that call then count as not uploaded,
     because its log does not tell which of them failed.
     """
+    if not store.root.is_dir():
+        raise HarnessError(f"there is no store {store.root}: say where it is with --store DIR.")
     library()
     target = target_of(store, tracking)
     runs = unsent(target.folder)
