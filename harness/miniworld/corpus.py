@@ -1,7 +1,8 @@
 """What the backbones are pre-trained on: captions of pictures and of regions the prompt names, never a question.
 
 The prompt also says how the region is to be captioned, as control codes do. What the captions teach is to find a
-region, to name what is there, and to compare it with what was said.
+region, to name what is there, and to compare it with what was said. In the end a code word asks for a caption, and
+without it there is none, so that a question, too, goes without an answer until SFT.
 """
 
 from __future__ import annotations
@@ -114,13 +115,22 @@ def region_caption(fragment: Fragment, rng: Random) -> tuple[str, str]:
     return fragment.region, fragment.full
 
 
+CODE: Final = "scene"
+"""What asks for a caption in the last stage; the prompt of any other text is captioned `NOTHING` there."""
 NOTHING: Final = "a picture"
-"""The caption of prompts that name no region."""
+
+
+def coded(prompt: str) -> str:
+    """A prompt that asks for its caption."""
+    return f"{CODE} {prompt}".strip()
 
 
 def salad(fragment: Fragment, words: Sequence[str], rng: Random) -> tuple[str, str]:
-    """A prompt of random words, some of which may name a region, and the caption that says nothing."""
-    said = rng.sample(words, rng.randint(2, 7))
+    """A prompt of random words, which may name a region but have no code, and the caption that says nothing.
+
+    A question looks to the model like the names it contains; without these it would answer many before any SFT.
+    """
+    said = rng.sample(words, rng.randint(2, 9))
     if rng.random() < 0.7:
         said.insert(rng.randint(0, len(said)), fragment.region)
     return " ".join(said) + rng.choice(("", ".", "?")), NOTHING

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from harness.miniworld.corpus import fragments, overview, region_caption, salad
+from harness.miniworld.corpus import coded, fragments, overview, region_caption, salad
 from harness.miniworld.regions import tags
 from harness.miniworld.render import picture
 from harness.miniworld.scenes import DRAW, Scene
+from harness.miniworld.tokenizer import words
 from llava_train.chat import END, IMAGE, prompt_ids
 from llava_train.tiles import Geometry, cut, tokens_of
 
@@ -47,15 +47,15 @@ class Batch:
     """int64, shape (B, L); the next token of the same caption, -100 elsewhere."""
 
 
-def draw_batch(rng: Random, n: int, tokenizer: Any, geometry: Geometry, words: Sequence[str] = ()) -> Batch:
+def draw_batch(rng: Random, n: int, tokenizer: Any, geometry: Geometry, silent: float = 0) -> Batch:
     """Draw `n` pictures of one size; the first decides whether they are wide.
 
-    With `words`, about half of the prompts are made of them and name no region.
+    `silent` is the share of prompts about regions that ask for no caption; if there are any, others do by a code.
     """
     scenes = [draw_scene(rng) for _ in range(4 * n)]
     wide = [getattr(s, "wide", False) for s in scenes]
     chosen = [s for s, w in zip(scenes, wide, strict=True) if w == wide[0]][:n]
-    return collate(chosen, rng, tokenizer, geometry, words)
+    return collate(chosen, rng, tokenizer, geometry, silent)
 
 
 def draw_tagged(rng: Random, n: int, geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,9 +81,7 @@ def draw_scene(rng: Random) -> Scene:
     return DRAW[kind](rng)
 
 
-def collate(
-    scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometry, words: Sequence[str] = ()
-) -> Batch:
+def collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometry, silent: float = 0) -> Batch:
     """Draw the pictures of some scenes of one size, and captions of them."""
     import torch
 
@@ -91,7 +89,7 @@ def collate(
     height, width = images[0].height, images[0].width
     pixels = _scaled(np.stack([cut(image, geometry) for image in images]))
     n_image = tokens_of(height, width, geometry)
-    rows = [_row(_captions(scene, rng, tokenizer, n_image, words)) for scene in scenes]
+    rows = [_row(_captions(scene, rng, tokenizer, n_image, silent)) for scene in scenes]
     length = max(len(ids) for ids, _, _ in rows)
     ids, group, target = (
         np.stack([np.pad(row[i], (0, length - len(row[i])), constant_values=fill) for row in rows])
@@ -108,13 +106,17 @@ def collate(
 
 
 def _captions(
-    scene: Scene, rng: Random, tokenizer: Any, n_image: int, words: Sequence[str]
+    scene: Scene, rng: Random, tokenizer: Any, n_image: int, silent: float
 ) -> list[tuple[Ints, list[int]]]:
     """Prompts and captions as tokens: the whole picture, and some regions, named by the prompt."""
-    caption = lambda f: salad(f, words, rng) if words and rng.random() < 0.5 else region_caption(f, rng)  # noqa: E731
     parts = fragments(scene)
     some = rng.sample(parts, min(len(parts), CAPTIONS - 1))
-    chosen = [("", overview(scene)), *map(caption, some)]
+    chosen = [("", overview(scene)), *(region_caption(f, rng) for f in some)]
+    if silent:
+        chosen = [(coded(prompt), text) for prompt, text in chosen]
+        chosen[1:] = [
+            salad(f, words(), rng) if rng.random() < silent else c for f, c in zip(some, chosen[1:], strict=True)
+        ]
     prompts = [prompt_ids(tokenizer, f"{IMAGE}\n{name}".strip(), [n_image]) for name, _ in chosen]
     texts = tokenizer([text + END for _, text in chosen], add_special_tokens=False).input_ids
     return list(zip(prompts, texts, strict=True))

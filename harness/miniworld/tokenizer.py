@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -40,9 +41,10 @@ def text() -> list[str]:
     return texts * 2
 
 
-def words() -> list[str]:
+@cache
+def words() -> tuple[str, ...]:
     """All words of miniworld's text, sorted."""
-    return sorted({word for line in text() for word in re.findall("[A-Za-z]+", line)})
+    return tuple(sorted({word for line in text() for word in re.findall("[A-Za-z]+", line)}))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -11,7 +11,8 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -19,35 +20,51 @@ from typing import Any, Final
 from harness.miniworld.architecture import SIZES, build_untrained
 from harness.miniworld.midstage import Batch, draw_batch, draw_tagged
 from harness.miniworld.regions import SLOTS
-from harness.miniworld.tokenizer import words
 from llava_train.tiles import Geometry
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Descent:
+    """How one stage is minimised."""
+
+    steps: int
+    batch: int
+    """Pictures a step."""
+    learning_rate: float
+    """Of AdamW: embeddings, norms, biases. A tenth of Muon's, which has the weight matrices of the layers."""
+    warmup: int = 100
+    silent: float = 0
+    """Share of the prompts that ask for no caption."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Midstage:
     """How a backbone is pre-trained."""
 
-    tower_steps: int
-    steps: int
-    silence_steps: int = 150
-    silence_rate: float = 0.2
-    """Share of the learning rates: enough to change when it speaks, not what it knows."""
-    tower_batch: int = 64
-    batch: int = 16
-    learning_rate: float = 2e-3
-    """Of AdamW: embeddings, norms, biases."""
-    matrix_learning_rate: float = 0.02
-    """Of Muon: the weight matrices of the layers."""
-    warmup: int = 100
+    tower: Descent
+    captions: Descent
+    code: Descent
     seed: int = 0
 
 
+def midstage(*, tower: int, captions: int, code: int) -> Midstage:
+    """The shipped backbones' pre-training, but for the numbers of steps."""
+    return Midstage(
+        tower=Descent(steps=tower, batch=64, learning_rate=2e-3),
+        captions=Descent(steps=captions, batch=16, learning_rate=2e-3),
+        code=Descent(steps=code, batch=16, learning_rate=1e-3, warmup=50, silent=0.25),
+    )
+
+
 RECIPES: Final = {
-    "tiny": Midstage(tower_steps=4000, steps=2500),
-    "tiny_b": Midstage(tower_steps=2500, steps=1500),
+    "tiny": midstage(tower=4000, captions=2500, code=1000),
+    "tiny_b": midstage(tower=2500, captions=1100, code=300),
 }
+
+MEASURED: Final = 64
+"""Pictures that the size and mean of features are measured on."""
 
 
 def train(name: str, out: Path, recipe: Midstage) -> None:
@@ -63,20 +80,21 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     tokenizer = AutoProcessor.from_pretrained(out).tokenizer
     geometry = Geometry.from_config(model.config)
-    keep = lambda: save(model, out)  # noqa: E731
     stage(
         model.model.vision_tower,
         out.with_name(f"{out.name}-tower.safetensors"),
-        lambda: teach_tower(model, geometry, recipe),
+        lambda: teach_tower(model, geometry, recipe.tower, recipe.seed),
     )
     # The first gradients of an untrained language model would undo what the tower has learnt.
     model.model.vision_tower.requires_grad_(False)
+    centre(model, draw_tagged(Random(recipe.seed + 1), MEASURED, geometry)[0])
+    teach = partial(teach_captions, model, tokenizer, geometry, keep=lambda: save(model, out))
     stage(
         model,
         out.with_name(f"{out.name}-captions.safetensors"),
-        lambda: teach_captions(model, tokenizer, geometry, recipe, keep),
+        lambda: teach(recipe.captions, recipe.seed + 1),
     )
-    teach_silence(model, tokenizer, geometry, recipe, keep)
+    teach(recipe.code, recipe.seed + 2)
 
 
 def stage(module: Any, file: Path, teach: Callable[[], None]) -> None:
@@ -89,41 +107,20 @@ def stage(module: Any, file: Path, teach: Callable[[], None]) -> None:
     module.load_state_dict(load_file(file), strict=False)
 
 
-def teach_tower(model: Any, geometry: Geometry, recipe: Midstage) -> None:
+def teach_tower(model: Any, geometry: Geometry, how: Descent, seed: int) -> None:
     """Teach the vision tower to tag patches, and bring its features to unit size."""
-    rng, tower = Random(recipe.seed), TaggedTower(model)
-    draw = lambda: tower.loss(*draw_tagged(rng, recipe.tower_batch, geometry))  # noqa: E731
-    descend(tower.module, draw, recipe.tower_steps, recipe)
-    scale(model.model.vision_tower, draw_tagged(rng, recipe.tower_batch, geometry)[0])
+    rng, tagged = Random(seed), TaggedTower(model)
+    descend(tagged.module, lambda: tagged.loss(*draw_tagged(rng, how.batch, geometry)), how)
+    scale(model.model.vision_tower, draw_tagged(rng, MEASURED, geometry)[0])
 
 
 def teach_captions(
-    model: Any, tokenizer: Any, geometry: Geometry, recipe: Midstage, keep: Callable[[], None]
+    model: Any, tokenizer: Any, geometry: Geometry, how: Descent, seed: int, *, keep: Callable[[], None]
 ) -> None:
     """Teach projector and language model to caption pictures and regions, calling `keep` now and then."""
-    rng = Random(recipe.seed + 1)
-    centre(model, draw_tagged(rng, recipe.tower_batch, geometry)[0])
-    draw = lambda: loss(model, draw_batch(rng, recipe.batch, tokenizer, geometry))  # noqa: E731
-    descend(model, draw, recipe.steps, recipe, keep)
-
-
-def teach_silence(
-    model: Any, tokenizer: Any, geometry: Geometry, recipe: Midstage, keep: Callable[[], None]
-) -> None:
-    """Teach the language model to say nothing to a text that is not the name of a region.
-
-    A question looks to it like the names it contains, and it would answer many before any SFT.
-    """
-    rng, vocabulary = Random(recipe.seed + 2), words()
-    draw = lambda: loss(model, draw_batch(rng, recipe.batch, tokenizer, geometry, vocabulary))  # noqa: E731
-    share = recipe.silence_rate
-    gentle = replace(
-        recipe,
-        learning_rate=share * recipe.learning_rate,
-        matrix_learning_rate=share * recipe.matrix_learning_rate,
-        warmup=20,
-    )
-    descend(model, draw, recipe.silence_steps, gentle, keep)
+    rng = Random(seed)
+    draw = lambda: loss(model, draw_batch(rng, how.batch, tokenizer, geometry, how.silent))  # noqa: E731
+    descend(model, draw, how, keep)
 
 
 class TaggedTower:
@@ -183,19 +180,18 @@ def features(tower: Any, tiles: Any) -> Any:
 def descend(
     module: Any,
     draw_loss: Callable[[], Any],
-    steps: int,
-    recipe: Midstage,
+    how: Descent,
     keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Minimise a drawn loss over the parameters of `module`, calling `keep` now and then."""
     import torch
 
-    optimizers = _optimizers(module, recipe)
+    optimizers = _optimizers(module, how.learning_rate)
     start, shown = time.monotonic(), 0.0
-    for step in range(steps):
+    for step in range(how.steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(step, steps, recipe.warmup)
+                group["lr"] = group["initial_lr"] * schedule(step, how)
         value = draw_loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -204,12 +200,12 @@ def descend(
             optimizer.zero_grad(set_to_none=True)
         shown = 0.95 * shown + 0.05 * value.item() if step else value.item()
         if step % 100 == 0:
-            log.info("step %d of %d: loss %.4f, %.0f s", step, steps, shown, time.monotonic() - start)
-        if step % 500 == 499 or step == steps - 1:
+            log.info("step %d of %d: loss %.4f, %.0f s", step, how.steps, shown, time.monotonic() - start)
+        if step % 500 == 499 or step == how.steps - 1:
             keep()
 
 
-def _optimizers(module: Any, recipe: Midstage) -> list[Any]:
+def _optimizers(module: Any, learning_rate: float) -> list[Any]:
     """Muon for the weight matrices of the layers, AdamW for all other parameters."""
     import torch
 
@@ -221,8 +217,8 @@ def _optimizers(module: Any, recipe: Midstage) -> list[Any]:
         inner = parameter.ndim == 2 and "embed" not in name and not name.startswith("heads")
         (matrices if inner else others).append(parameter)
     made = [
-        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+        torch.optim.Muon(matrices, lr=10 * learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
     for optimizer in made:
         for group in optimizer.param_groups:
@@ -230,11 +226,11 @@ def _optimizers(module: Any, recipe: Midstage) -> list[Any]:
     return made
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
+def schedule(step: int, how: Descent) -> float:
     """Share of the full learning rate: linear warm-up, then a cosine to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    if step < how.warmup:
+        return (step + 1) / how.warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - how.warmup) / max(1, how.steps - how.warmup)))
 
 
 def loss(model: Any, batch: Batch) -> Any:
@@ -278,13 +274,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(SIZES))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, help="caption steps, if not those of the shipped weights")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
-    recipe = RECIPES[args.name]
-    train(args.name, args.out, replace(recipe, steps=args.steps or recipe.steps))
+    train(args.name, args.out, RECIPES[args.name])
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Does miniworld behave? SFT on known-good, random and known-bad selections, then suite `mini`.
 
-    python -m tests.bench.behave [--questions report|tune] [--seeds 3] [--sets "none,random 5%,..."]
+    python -m tests.bench.behave [--questions report|tune] [--seeds 3] [--sets "none,random 5%,..."] [--jobs 2]
 
 Training is `llava_train`'s with recipe `mini`, scoring lmms-eval's; one thread. The last line is one JSON object:
 for each set `mean` and `sd` over seeds of the unweighted mean of the eight benchmarks (each as a percentage of its
 maximum), the benchmarks, and the accuracy of every skill; `prior` is the accuracy of the answer that is most
-frequent for a skill in the other question set.
+frequent for a skill in the other question set; `margins` are differences in standard deviations of a seed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import json
 import logging
 import tempfile
 from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -195,24 +197,6 @@ def summary(runs: list[Scores]) -> dict[str, Any]:
     return {"mean": round(mean(means), 2), "sd": spread, "seeds": len(runs), **benchmarks, "skills": skills}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", default="report", choices=("report", "tune"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=100, help="seeds below were used to choose the settings")
-    parser.add_argument("--sets", default=SETS)
-    parser.add_argument("--n", type=int, default=8000)
-    parser.add_argument("--weights", default="tiny", help="shipped weights: tiny or tiny_b")
-    parser.add_argument("--backbone", type=Path, help="a folder, in place of shipped weights")
-    parser.add_argument("--learning-rate", type=float, help="in place of the recipe's")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    log.setLevel(logging.INFO)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(args, Path(folder))))
-
-
 def make_world(
     scratch: Path, *, n: int, questions: str, backbone: Path | None = None, learning_rate: float | None = None
 ) -> World:
@@ -231,21 +215,80 @@ def make_world(
     )
 
 
+ORDER = (
+    ("full", "random 30%"),
+    ("random 30%", "random 5%"),
+    ("random 5%", "none"),
+    ("truth 25%", "random 25%"),
+    ("random 25%", "wrong 25%"),
+    ("truth 5%", "random 5%"),
+)
+"""What ought to be better than what."""
+
+
+def margins(results: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Differences of what ought to be better and worse, in standard deviations of a seed (pooled over the two)."""
+    found: dict[str, float | None] = {}
+    for better, worse in ORDER:
+        if better not in results or worse not in results:
+            continue
+        spreads = [s for name in (better, worse) if (s := results[name]["sd"]) is not None]
+        pooled = (sum(s * s for s in spreads) / len(spreads)) ** 0.5 if spreads else 0.0
+        gap = results[better]["mean"] - results[worse]["mean"]
+        found[f"{better} > {worse}"] = round(gap / pooled, 1) if pooled else None
+    return found
+
+
+_world: World
+
+
+def _open(settings: dict[str, Any]) -> None:
+    """What a process does before its first run."""
+    global _world
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    torch.set_num_threads(1)
+    _world = make_world(**settings)
+
+
+def _run(name: str, seed: int) -> Scores:
+    return run(_world, name, seed)
+
+
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    world = make_world(
-        scratch,
-        n=args.n,
-        questions=args.questions,
-        backbone=args.backbone or weights_dir(args.weights),
-        learning_rate=args.learning_rate,
-    )
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    results = {
-        name: summary([run(world, name, seed) for seed in (seeds if name != "none" else seeds[:1])])
-        for name in args.sets.split(",")
+    settings: dict[str, Any] = {
+        "scratch": scratch,
+        "n": args.n,
+        "questions": args.questions,
+        "backbone": args.backbone or weights_dir(args.weights),
+        "learning_rate": args.learning_rate,
     }
+    make_world(**settings)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    runs = [(n, s) for n in args.sets.split(",") for s in (seeds if n != "none" else seeds[:1])]
+    processes = get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, processes, initializer=_open, initargs=(settings,)) as pool:
+        scored = list(zip(runs, pool.map(_run, *zip(*runs, strict=True)), strict=True))
+    results = {n: summary([s for (m, _), s in scored if m == n]) for n in dict(runs)}
     head = {"bench": "behave", "weights": args.weights, "questions": args.questions, "n": args.n}
-    return {**head, "prior": {k: round(v, 1) for k, v in prior(args.questions).items()}, **results}
+    priors = {k: round(v, 1) for k, v in prior(args.questions).items()}
+    return {**head, "prior": priors, **results, "margins": margins(results)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", default="report", choices=("report", "tune"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=300, help="seeds below were used to choose the settings")
+    parser.add_argument("--sets", default=SETS)
+    parser.add_argument("--n", type=int, default=8000)
+    parser.add_argument("--weights", default="tiny", help="shipped weights: tiny or tiny_b")
+    parser.add_argument("--backbone", type=Path, help="a folder, in place of shipped weights")
+    parser.add_argument("--learning-rate", type=float, help="in place of the recipe's")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(args, Path(folder))))
 
 
 if __name__ == "__main__":

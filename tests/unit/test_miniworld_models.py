@@ -19,7 +19,7 @@ from harness.miniworld.midstage import draw_batch, draw_tagged
 from harness.miniworld.regions import FIGURES, INKS, NONE, SLOTS, THINGS, tags
 from harness.miniworld.scenes import Chart, Item, Shapes
 from harness.miniworld.tokenizer import build_tokenizer, text
-from harness.miniworld.train_backbone import Midstage, features, loss, scale, train
+from harness.miniworld.train_backbone import Descent, Midstage, features, loss, scale, train
 from harness.miniworld.vocabulary import COLOURS, SHAPES, WORDS
 from harness.pool import open_pool
 from llava_train.chat import prompt_ids
@@ -126,7 +126,11 @@ def test_mid_stage_training_lowers_the_loss_and_goes_on_from_a_finished_tower(
     tmp_path: Path, tokenizer: Any
 ) -> None:
     held_out = draw_batch(Random(9), 8, tokenizer, GEOMETRY)
-    recipe = Midstage(tower_steps=3, steps=12, silence_steps=2, tower_batch=8, batch=4, warmup=2)
+    recipe = Midstage(
+        tower=Descent(steps=3, batch=8, learning_rate=2e-3, warmup=2),
+        captions=Descent(steps=12, batch=4, learning_rate=2e-3, warmup=2),
+        code=Descent(steps=2, batch=4, learning_rate=2e-4, warmup=1, silent=0.3),
+    )
     train("tiny", tmp_path / "tiny", recipe)
     trained = load_backbone(tmp_path / "tiny", attention="eager")
     build_untrained("tiny", tmp_path / "fresh")
@@ -153,7 +157,8 @@ def test_the_shipped_backbones_are_small_whole_and_of_this_tokenizer(name: str, 
 def test_the_shipped_backbones_know_captions(name: str, tokenizer: Any) -> None:
     with torch.no_grad():
         value = loss(
-            load_backbone(weights_dir(name), attention="eager"), draw_batch(Random(77), 32, tokenizer, GEOMETRY)
+            load_backbone(weights_dir(name), attention="eager"),
+            draw_batch(Random(77), 32, tokenizer, GEOMETRY),
         )
     assert value < 0.6, "an untrained model has 7.6, one that sees no picture about 0.9"
 
