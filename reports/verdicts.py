@@ -62,7 +62,7 @@ def _reason(m: MethodSummary) -> str:
     missing = m.group.n_missing
     if missing:
         return f"{missing} of {counted(m.scores.size, 'benchmark')} {'is' if missing == 1 else 'are'} missing"
-    return "the full run is missing"
+    return "the full run is missing, or 0 on a benchmark"
 
 
 def _worth(line: list[MethodSummary]) -> str:
