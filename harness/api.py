@@ -74,6 +74,8 @@ class Selector:
     """A dataclass of plain values; it becomes a Hydra option by itself."""
     nested: ClassVar[bool] = True
     """True where a smaller budget of the same seed is always a subset of a larger one."""
+    uncertain: ClassVar[tuple[str, ...]] = ()
+    """What is not published of the method and decided here; every card says it, and tables name the method."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -120,6 +122,8 @@ class FeaturePass(ABC):
     """What of the model decides the columns: `weights`, `processor` (tokenizer and geometry) or `none`."""
     work: ClassVar[float] = 2.0
     """Operations per weight and token, for estimates before anything has run: 2 a forward, 6 with a backward."""
+    asks: ClassVar[float] = 0.0
+    """Tokens it adds to every sample, for the same estimates."""
 
     def __init__(self, config: Any, context: PassContext) -> None:
         self.config = config

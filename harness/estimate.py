@@ -62,7 +62,8 @@ def _work(stage: Stage, stages: Mapping[str, Stage]) -> Work | None:
         model = _model(stage, "train.model", stages) or str(stage.settings["model_path"])
         if plugin.cls.identity != "weights" or not model:
             return None
-        return model_work(str(stage.settings["pool_path"]), Path(model), _units(stage), plugin.cls.work)
+        asked = plugin.cls
+        return model_work(str(stage.settings["pool_path"]), Path(model), _units(stage), asked.work, asked.asks)
     if stage.kind == "train":
         backbone = Path(str(stage.settings["backbone_path"]))
         return model_work(str(stage.settings["pool_path"]), backbone, _units(stage), TRAINING)

@@ -44,15 +44,15 @@ class Work:
     weights: int
 
 
-def model_work(pool_path: str, model: Path, samples: float, per_token: float) -> Work | None:
+def model_work(pool_path: str, model: Path, samples: float, per_token: float, added: float = 0) -> Work | None:
     """Work of a model on some samples like those of a pool; None where the model's weights cannot be counted.
 
-    `per_token` is the number of operations per weight and token.
+    `per_token` is the number of operations per weight and token, `added` the tokens a sample has besides its own.
     """
     weights = count_weights(model)
     if not weights:
         return None
-    tokens = samples * mean_tokens(pool_path, model)
+    tokens = samples * (mean_tokens(pool_path, model) + added)
     return Work(samples=samples, tokens=tokens, flops=per_token * weights * tokens, weights=weights)
 
 

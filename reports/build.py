@@ -41,10 +41,18 @@ class ReportMeta:
     smallest: float = 1.0
     """Smallest difference to random worth having, in REL points."""
     source: str = ""
+    uncertain: Sequence[str] = ()
+    """Methods of which something is not published and was decided here."""
 
     @property
     def table_options(self) -> TableOptions:
-        return TableOptions(titles=self.titles, order=self.order, smallest=self.smallest, source=self.source)
+        return TableOptions(
+            titles=self.titles,
+            order=self.order,
+            smallest=self.smallest,
+            source=self.source,
+            uncertain=self.uncertain,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

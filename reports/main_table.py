@@ -33,6 +33,8 @@ class TableOptions:
     """Smallest difference to random worth having, in REL points."""
     source: str = ""
     """Where the numbers come from, for the caption; no full stop at the end."""
+    uncertain: Sequence[str] = ()
+    """Methods of which something is not published and was decided here."""
 
 
 def main_table(rows: Iterable[ScoreRow], suite: Suite, options: TableOptions | None = None) -> Table:
@@ -52,7 +54,7 @@ def table_of(summaries: Sequence[BackboneSummary], suite: Suite, options: TableO
         ),
         blocks=tuple(_block(s, options) for s in summaries),
         caption=_caption(suite, options),
-        notes=_notes(summaries),
+        notes=_notes(summaries, options),
         footnotes=_footnotes(summaries, options),
     )
 
@@ -199,7 +201,7 @@ def _caption(suite: Suite, options: TableOptions) -> str:
     )
 
 
-def _notes(summaries: Sequence[BackboneSummary]) -> tuple[str, ...]:
+def _notes(summaries: Sequence[BackboneSummary], options: TableOptions) -> tuple[str, ...]:
     spread = any(m.rel_sd is not None for s in summaries for m in s.methods)
     return (
         "Bold: best of its section, random included, at printed precision. "
@@ -208,7 +210,18 @@ def _notes(summaries: Sequence[BackboneSummary]) -> tuple[str, ...]:
         ">Rand: benchmarks strictly better than random's mean at the same budget and backbone. "
         "/FULL: unweighted mean of 100 × score / full run. "
         f"Runs: {_runs(summaries)}." + (" ±: sample SD over runs." if spread else ""),
+        *_unpublished(summaries, options),
     )
+
+
+def _unpublished(summaries: Sequence[BackboneSummary], options: TableOptions) -> Iterator[str]:
+    shown = dict.fromkeys(m.group.method for s in summaries for m in s.methods)
+    names = [method_title(m, options.titles) for m in shown if m in options.uncertain]
+    if names:
+        yield (
+            "Re-implementations whose adaptation to this kind of data is not wholly published (each selection's "
+            f"card says what was decided here): {', '.join(names)}."
+        )
 
 
 def _runs(summaries: Sequence[BackboneSummary]) -> str:

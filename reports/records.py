@@ -25,6 +25,8 @@ class Records:
     scores: tuple[ScoreRow, ...]
     cells: tuple[CellRow, ...]
     command: str
+    uncertain: tuple[str, ...] = ()
+    """Methods of which the selection's card says that something is not published."""
 
 
 def read_sweep(store: Store, name: str) -> Records:
@@ -44,7 +46,12 @@ def read_sweep(store: Store, name: str) -> Records:
         scores += rows
         cells.append(_cell(store, sweep, cell, rows))
     return Records(
-        name=name, suite=suite, scores=tuple(scores), cells=tuple(cells), command=sweep.get("command", "")
+        name=name,
+        suite=suite,
+        scores=tuple(scores),
+        cells=tuple(cells),
+        command=sweep.get("command", ""),
+        uncertain=tuple(sorted({cell["method"] for cell in sweep["cells"] if _doubts(store, cell)})),
     )
 
 
@@ -122,6 +129,10 @@ def _why(store: Store, cell: Mapping[str, Any]) -> str:
         if directory.status() == "failed":
             return f"{stage['label']}: {directory.attempts()[-1].message}"
     return ""
+
+
+def _doubts(store: Store, cell: Mapping[str, Any]) -> bool:
+    return bool((selection_card(store, cell) or {}).get("uncertain"))
 
 
 def selection_card(store: Store, cell: Mapping[str, Any]) -> dict[str, Any] | None:

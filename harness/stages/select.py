@@ -74,7 +74,8 @@ def run_select(context: StageContext) -> Facts:
     selection = s.selector.select(s.pool, scores, s.features, n, int(str(context.stage.params["seed"])))
     positions = checked(selection, s.pool, n, s.selector.name)
     np.save(context.out / "positions.npy", positions)
-    card = selection_card(s.pool, positions, selection.card)
+    doubts: dict[str, Json] = {"uncertain": list(s.selector.uncertain)} if s.selector.uncertain else {}
+    card = selection_card(s.pool, positions, doubts | dict(selection.card))
     write_json(context.out / "card.json", card)
     write_json(context.out / "selection.json", {"pool": s.pool.digest, "n": n, "of": s.pool.n})
     return {"n": n, "n_topup": card.get("n_topup", 0), "n_nan": card.get("n_nan", 0)}
@@ -92,7 +93,9 @@ def checked(selection: Selection, pool: Pool, n: int, name: str) -> npt.NDArray[
         raise HarnessError(f"selector '{name}' kept {len(positions)} samples; the budget is exactly {n}.")
     if n and (positions.min() < 0 or positions.max() >= pool.n):
         raise HarnessError(f"selector '{name}' returned a position outside 0..{pool.n - 1}.")
-    if len(np.unique(positions)) != n:
+    kept = np.zeros(pool.n, dtype=np.bool_)
+    kept[positions] = True
+    if np.count_nonzero(kept) != n:
         raise HarnessError(f"selector '{name}' kept a sample twice; keep {n} different ones.")
     return positions.astype(np.int32)
 

@@ -39,6 +39,7 @@ class ClipScore(Selector):
     name = "clip_score"
     version = 1
     Config = ClipScoreConfig
+    uncertain = ("model, text view and band of row CLIP of arXiv 2503.13383 are not published",)
 
     def needs(self) -> tuple[PassRef, ...]:
         """Image and text embeddings of one CLIP model."""

@@ -37,10 +37,6 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-UNCERTAIN = (
-    "reference model: TinyLLaVA-2.0B in the paper, unpublished for row COINCIDE of arXiv 2503.13383",
-    "number of clusters: published for 186,000 and 665,000 samples only",
-)
 IMBALANCED = 50.0
 """Above this imbalance a clustering is suspect."""
 ALIKE = 0.999
@@ -99,6 +95,10 @@ class Coincide(Selector):
     version = 1
     Config = CoincideConfig
     nested = False
+    uncertain = (
+        "reference model: TinyLLaVA-2.0B in the paper, unpublished for row COINCIDE of arXiv 2503.13383",
+        "number of clusters: published for 186,000 and 665,000 samples only",
+    )
 
     def needs(self) -> tuple[PassRef, ...]:
         """Activations of one forward with the answers in it."""
@@ -148,7 +148,6 @@ class Coincide(Selector):
             "n_clusters_unused": int((kept == 0).sum()),
             "rounds": rounds,
             "imbalance": round(imbalance(sizes), 4),
-            "uncertain": list(UNCERTAIN),
         }
         return Selection(positions=np.concatenate([chosen, missing]).astype(np.int32), card=card)
 

@@ -24,7 +24,6 @@ from selector_zoo.prompts import OFFICIAL, load_pack, text_digest
 
 MINIWORLD: Final = "miniworld"
 """The prompt pack that miniworld's scorers were trained on."""
-UNCERTAIN: Final = "how the published row fed pictures to text scorers, and which embedding it filtered by"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +79,7 @@ class Deita(Selector):
     name = "deita"
     version = 1
     Config = DeitaConfig
+    uncertain = ("how row Deita of arXiv 2503.13383 fed pictures to text scorers, and its embedding",)
 
     def needs(self) -> tuple[PassRef, ...]:
         """Grades of every turn, and an embedding of every sample.
@@ -133,7 +133,6 @@ class Deita(Selector):
             "threshold": self.config.threshold,
             "cosine_quantiles": cosine_quantiles(rows, judged, seed),
             "prompts": self._prompts(),
-            "uncertain": [UNCERTAIN],
         }
         return Selection(positions=filled.astype(np.int32), card=card)
 

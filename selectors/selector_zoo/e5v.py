@@ -27,10 +27,6 @@ from selector_zoo.random_stratified import largest_remainder, place_in_group
 
 Floats = npt.NDArray[np.float64]
 
-UNCERTAIN = (
-    "similarity or clusters: row E5-V of arXiv 2503.13383 does not say what the embeddings are used for",
-    "text: neither which turns are embedded nor how many tokens is published",
-)
 BLOCK = 4096
 """Rows in memory as float64 at once."""
 PACKS = ("e5v", "e5v_chatml")
@@ -78,6 +74,10 @@ class E5v(Selector):
     Config = E5vSelectorConfig
     nested = False
     """Only mode `similarity` is: shares of clusters are rounded, and small budgets have clusters of their own."""
+    uncertain = (
+        "similarity or clusters: row E5-V of arXiv 2503.13383 does not say what the embeddings are used for",
+        "text: neither which turns are embedded nor how many tokens is published",
+    )
 
     def needs(self) -> tuple[PassRef, ...]:
         """Embeddings of picture and text by one model."""
@@ -106,7 +106,7 @@ class E5v(Selector):
         """The highest cosines; or of every cluster those nearest to its centroid, as many as its share."""
         c: E5vSelectorConfig = self.config
         prompts = prompt_pack(c.prompts).official or "own"
-        card: dict[str, Json] = {"mode": c.mode, "prompts": prompts, "uncertain": list(UNCERTAIN)}
+        card: dict[str, Json] = {"mode": c.mode, "prompts": prompts}
         if c.mode == "similarity":
             plain = super().select(pool, scores, features, n, seed)
             return Selection(positions=plain.positions, card={**plain.card, **card})

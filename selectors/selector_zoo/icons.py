@@ -80,6 +80,7 @@ class Icons(Selector):
     version = 1
     Config = IconsConfig
     nested = False
+    uncertain = ("target tasks and warm-up of row ICONS of arXiv 2503.13383 are not published",)
     config: IconsConfig
 
     def needs(self) -> tuple[PassRef, ...]:

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from harness.api import Features, Lessons, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError, unknown_name
 from harness.keys import file_digest, mix64
+from harness.types import Json
 from selector_zoo.mmssr_sampler import Rules, Sampler
-from selector_zoo.prompts import CAPABILITIES, STYLES
+from selector_zoo.prompts import CAPABILITIES, STYLES, load_pack, text_digest
 
 SCORES: Final = "scores"
 """Label of the pass with column `scores`: float32 (n, 14), 0 to 5, NaN where unknown; order of CAPABILITIES."""
@@ -101,6 +102,10 @@ class Mmssr(Selector):
     version = 1
     Config = MmssrConfig
     nested = False
+    uncertain = (
+        "capability wording and order: those of the released documentation",
+        "buckets: the released code's style and source, where the paper is understood to say style",
+    )
 
     def needs(self) -> tuple[PassRef, ...]:
         """Scores and styles, from a file or from models.
@@ -166,14 +171,14 @@ class Mmssr(Selector):
         columns = [CAPABILITIES.index(c) for c in config.served]
         levels = score_levels(features[SCORES]["scores"], columns, config.threshold)
         sampler = Sampler(
-            np.ascontiguousarray(np.take(levels, order, axis=0).T),
+            np.take(levels, order, axis=0),
             np.take(buckets, order, axis=1),
             len(labels),
             Rules(strict_score=config.strict_score, released=config.variant == "released", names=config.served),
         )
         picked = order[sampler.sample(n)]
         filled = top_up(pool, picked, scores["score"], n, seed, config.tie)
-        card = {
+        card: dict[str, Json] = {
             "variant": config.variant,
             "n_nan": int(np.isnan(scores["score"]).sum()),
             "n_topup": max(0, n - len(picked)),
@@ -181,12 +186,19 @@ class Mmssr(Selector):
             "n_buckets": len(labels),
             "n_style_other": int(np.count_nonzero(other_style(styles))),
             "by_capability": dict(zip(config.served, sampler.picked, strict=True)),
-            "uncertain": [
-                "capability wording and order: those of the released documentation",
-                "buckets: the released code's style and source, where the paper is understood to say style",
-            ],
+            "prompts": self._prompts(),
         }
         return Selection(positions=filled[:n].astype(np.int32), card=card)
+
+    def _prompts(self) -> dict[str, Json]:
+        """Whose words scorer and styler were asked in: the published (`official`) or our `own`, with digests."""
+        config = self.config
+        if config.labels and TRAINED not in (config.scorer, config.styler):
+            return {"words": "none", "labels": Path(config.labels).name}
+        pack = load_pack(config.prompts)
+        digests = {name: text_digest(pack.template(name)) for name in ("score", "styles")}
+        words = "official" if pack.official == "mmssr" else "own"
+        return {"words": words, "inference": config.inference, **digests}
 
 
 def tie_order(pool: Pool, seed: int) -> npt.NDArray[np.int64]:

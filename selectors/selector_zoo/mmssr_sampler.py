@@ -59,7 +59,8 @@ class Memberships:
             key += np.repeat(np.arange(places, dtype=np.int32), [len(rows) for rows in named])
         used = np.bincount(key) > 0
         number = np.cumsum(used) - 1
-        group = number.astype(smallest(len(number)))[key]
+        # Numbers of up to 16 bits are sorted by counting, not by comparing.
+        group = number.astype(np.min_scalar_type(len(number)))[key]
         order = np.argsort(group, kind="stable")
         return cls(row=row[order], group=group[order], bucket=np.flatnonzero(used).astype(np.int32) // places)
 
@@ -76,18 +77,18 @@ class Queue:
     """Rows of each bucket that nobody has taken."""
 
     @classmethod
-    def sort(cls, level: npt.NDArray[Any], members: Memberships, buckets: int) -> Queue:
-        """Sort the candidates, rows whose level is above 0, by bucket, group and level."""
+    def sort(cls, level: npt.NDArray[Any], members: Memberships, left: npt.NDArray[np.int64]) -> Queue:
+        """Sort the candidates, rows whose level is above 0, by bucket, group and level; `left` is filled in."""
         seen = level[members.row]
         keep = np.flatnonzero(seen)
         seen, group = seen[keep], members.group[keep]
         heights = int(seen.max(initial=0)) + 1
-        bound = len(members.bucket) * heights
-        kind = smallest(bound)
-        key = group.astype(kind) * kind(heights)
-        key += kind(heights - 1) - seen.astype(kind)
+        kind = np.min_scalar_type(len(members.bucket) * heights)
+        key = group.astype(kind)
+        key *= heights
+        key += heights - 1
+        key -= seen.astype(kind)
         rows = members.row[keep][np.argsort(key, kind="stable")]
-        left = np.zeros(buckets, dtype=np.int64)
         np.add.at(left, members.bucket, np.bincount(group, minlength=len(members.bucket)))
         end = np.cumsum(left)
         return cls(rows=rows, at=end - left, end=end, left=left)
@@ -110,16 +111,14 @@ class Sampler:
     """Samples rows without replacement; may be asked once."""
 
     def __init__(self, levels: npt.NDArray[Any], table: npt.NDArray[np.int32], buckets: int, rules: Rules) -> None:
-        """`levels` (capabilities, rows): 0 not a candidate, higher is better; `table` (places, rows): buckets."""
+        """`levels` (rows, capabilities): 0 not a candidate, higher is better; `table` (places, rows): buckets."""
         members = Memberships.of(table, strict_score=rules.strict_score)
-        self._table, self._rules = table, rules
-        self._queues = [Queue.sort(level, members, buckets) for level in levels]
-        self._free = np.ones(table.shape[1], dtype=np.bool_)
-        # One number a row, so that who wants it is one look: bit c for capability c.
-        self._wanted = np.zeros(table.shape[1], dtype=np.uint32)
-        for c, level in enumerate(levels):
-            self._wanted |= (level > 0).astype(np.uint32) << np.uint32(c)
-        self.picked = [0] * len(levels)
+        self._levels, self._table, self._rules = levels, table, rules
+        self._left = np.zeros((levels.shape[1], buckets), dtype=np.int64)
+        by_capability = zip(np.ascontiguousarray(levels.T), self._left, strict=True)
+        self._queues = [Queue.sort(level, members, left) for level, left in by_capability]
+        self._free = np.ones(len(levels), dtype=np.bool_)
+        self.picked = [0] * len(self._queues)
         """How many rows each capability has taken."""
 
     def sample(self, n: int) -> Rows:
@@ -181,15 +180,10 @@ class Sampler:
 
     def _forget_elsewhere(self, c: int, rows: Rows) -> None:
         """Rows are gone from the buckets of the other capabilities that had them."""
-        gone, wanted = self._table[:, rows], self._wanted[rows]
-        for buckets in gone:
-            named = buckets >= 0
-            bucket, by = buckets[named], wanted[named]
-            for other, queue in enumerate(self._queues):
-                if other != c:
-                    queue.left -= np.bincount(bucket[(by >> np.uint32(other)) & 1 > 0], minlength=len(queue.left))
-
-
-def smallest(bound: int) -> type[np.unsignedinteger[Any]]:
-    """The type for numbers in [0, bound) that sorts fastest: up to 16 bits they are counted, not compared."""
-    return next(t for t in (np.uint8, np.uint16, np.uint32, np.uint64) if bound <= np.iinfo(t).max + 1)
+        buckets = self._table[:, rows]
+        place, row = np.nonzero(buckets >= 0)
+        wanted = np.take(self._levels, rows, axis=0) > 0
+        wanted[:, c] = False
+        gone, others = np.nonzero(wanted[row])
+        flat = others * self._left.shape[1] + buckets[place, row][gone]
+        self._left -= np.bincount(flat, minlength=self._left.size).reshape(self._left.shape)

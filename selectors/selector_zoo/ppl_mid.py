@@ -32,6 +32,7 @@ class PplMid(ForwardBand):
     name = "ppl_mid"
     version = 1
     Config = PplMidConfig
+    uncertain = ("checkpoint, tokens and band of row PPL-mid of arXiv 2503.13383 are not published",)
 
     def score(self, pool: Pool, features: Features) -> Scores:
         """Mean negative log-likelihood of a sample's counted tokens, in nats; NaN where it has none."""

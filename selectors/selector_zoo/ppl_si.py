@@ -22,7 +22,6 @@ from selector_zoo.bands import keep_band
 from selector_zoo.forward_band import ForwardBand, ForwardBandConfig
 from selector_zoo.ppl_mid import mean_loss
 
-UNCERTAIN: Final = "the meaning of 'si', its checkpoint and its band are not published"
 SMALLEST_LOSS: Final = 1e-6
 """A loss below this without question and picture says nothing to divide by."""
 
@@ -53,6 +52,7 @@ class PplSi(ForwardBand):
     name = "ppl_si"
     version = 1
     Config = PplSiConfig
+    uncertain = ("the meaning of 'si', its checkpoint and its band are not published",)
     config: PplSiConfig
 
     def needs(self) -> tuple[PassRef, ...]:
@@ -69,8 +69,7 @@ class PplSi(ForwardBand):
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
         """The configured band; or the largest ratios below 1, then the largest of the others."""
         if self.config.reading == "stage":
-            chosen = super().select(pool, scores, features, n, seed)
-            return replace(chosen, card={**chosen.card, "uncertain": [UNCERTAIN]})
+            return super().select(pool, scores, features, n, seed)
         ratio = np.asarray(scores["score"], dtype=np.float64)
         misleading = ratio >= 1
         # -1/x keeps the order of ratios from 1 upwards, below all that are smaller than 1.
@@ -81,7 +80,6 @@ class PplSi(ForwardBand):
             **chosen.card,
             "n_topup": max(0, n - below),
             "n_above_1": int(misleading.sum()),
-            "uncertain": [UNCERTAIN],
         }
         return replace(chosen, card=card)
 

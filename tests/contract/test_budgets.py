@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pytest
 
 from harness import registry
-from harness.api import Selector
 from harness.benchmarks import LMMS14, Suite
 from harness.cells import Cell
 from harness.executors import Ended
@@ -30,9 +29,11 @@ from harness.types import Backbone, Budget, SelectorSpec, Stage, TrainSpec
 from harness.worker import Job, run_job
 from tests.selector_settings import needed
 from tests.support import write_pool
+from tests.synthetic_columns import synthetic
 
 LARGEST = 400
 PAIRS = 1000
+POOLS = 100
 
 
 class Prefix(Pool):
@@ -52,19 +53,6 @@ def prefix(pool: Pool, n: int) -> Prefix:
     return Prefix(**{f: getattr(pool, f) for f in Pool.__slots__} | {"n": n})
 
 
-def labelled(pool: Pool, rng: np.random.Generator) -> dict[str, dict[str, npt.NDArray[Any]]]:
-    """Columns of mmSSR's passes with ties, unknown scores, and samples without a style."""
-    scores = rng.integers(0, 4, (pool.n, 14)).astype(np.float32)
-    scores[rng.random(pool.n) < 0.1] = np.nan
-    styles = np.full((pool.n, 10), -1, dtype=np.int8)
-    styles[:, 0] = rng.integers(-1, 9, pool.n)
-    return {"scores": {"scores": scores}, "styles": {"styles": styles}}
-
-
-WITHOUT_MODEL: dict[str, Callable[[Pool, np.random.Generator], Any]] = {"mmssr": labelled}
-"""Selectors that read a file in place of a model, and columns as the file's."""
-
-
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return write_pool(tmp_path_factory.mktemp("pool") / "pool", LARGEST)
@@ -76,39 +64,29 @@ def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_BY_PATH", {})
 
 
-def modelless(folder: Path, uids: list[str]) -> dict[str, Any]:
-    """Every installed selector that asks no model of anything, made."""
-    found = {}
-    for name in selector_names():
-        cls = selector(name).cls
-        made = cls(configured(cls, needed(name, folder, uids) if name in WITHOUT_MODEL else {}))
-        if name in WITHOUT_MODEL or not _asks(made):
-            found[name] = made
-    return found
+def settings(name: str, folder: Path, uids: list[str]) -> dict[str, Any]:
+    """What a selector cannot do without: of these only a label file, as no pass is run here."""
+    return needed(name, folder, uids) if name == "mmssr" else {}
 
 
-def _asks(made: Any) -> bool:
-    return type(made).needs is not Selector.needs
-
-
-def test_any_share_of_any_pool_is_kept_exactly(pool: Pool, tmp_path: Path) -> None:
-    """1,000 pools and shares: floor(r * N) in exact arithmetic, all different, all of the pool."""
-    made = modelless(tmp_path, pool.uids())
-    assert {"full", "mmssr", "random", "random_stratified"} <= set(made)
-    rng = random.Random(0)
-    for trial in range(PAIRS):
+@pytest.mark.parametrize("name", selector_names())
+def test_any_share_of_any_pool_is_kept_exactly(name: str, pool: Pool, tmp_path: Path) -> None:
+    """1,000 sizes and shares: floor(r * N) in exact arithmetic, all different, all of the pool."""
+    cls = selector(name).cls
+    made = cls(configured(cls, settings(name, tmp_path, pool.uids())))
+    rng = random.Random(name)
+    for _ in range(POOLS):
         n_pool = rng.randint(1, LARGEST)
-        share = Fraction(rng.randint(1, 1000), 1000)
-        if share * n_pool < 1:
-            share = Fraction(1)
-        n = Budget.parse(str(share)).size(n_pool)
-        assert n == share.numerator * n_pool // share.denominator
         part = prefix(pool, n_pool)
-        for name, chosen in made.items():
-            wanted = n_pool if name == "full" else n
-            columns = WITHOUT_MODEL[name](part, np.random.default_rng(trial)) if name in WITHOUT_MODEL else {}
-            scores = chosen.score(part, columns) or {}
-            checked(chosen.select(part, scores, columns, wanted, trial), part, wanted, name)
+        columns = {ref.label: synthetic(ref.name, part) for ref in made.needs()}
+        scores = made.score(part, columns) or {}
+        for seed in range(PAIRS // POOLS):
+            share = Fraction(rng.randint(1, 1000), 1000)
+            if name == "full" or share * n_pool < 1:
+                share = Fraction(1)
+            n = Budget.parse(str(share)).size(n_pool)
+            assert n == share.numerator * n_pool // share.denominator
+            checked(made.select(part, scores, columns, n, seed), part, n, name)
 
 
 def test_floats_do_not_cost_a_sample() -> None:
@@ -120,7 +98,6 @@ def test_floats_do_not_cost_a_sample() -> None:
 COUNTING = '''
 from dataclasses import dataclass
 import numpy as np
-from harness.api import Selector
 
 @dataclass(frozen=True)
 class Config:
@@ -192,30 +169,39 @@ def _at(cell: Cell, percent: int) -> Cell:
     return replace(cell, budget=Budget.parse(f"{percent}%"))
 
 
-def cell_of(pool: Pool, spec: SelectorSpec) -> Cell:
+def cell_of(pool: Pool, spec: SelectorSpec, backbone: Path) -> Cell:
     return Cell(
         pool=pool,
         selector=spec,
         budget=Budget.parse("10%"),
-        backbone=Backbone(name="none", path="nowhere", revision="r", processor="p"),
+        backbone=Backbone(name="none", path=str(backbone), revision="r", processor="p"),
         recipe=TrainSpec(global_batch=8),
         suite=Suite(name="one", protocol="p", benchmarks=LMMS14.benchmarks[6:7]),
     )
 
 
-@pytest.mark.parametrize("name", ["counting", "mmssr"])
-def test_a_sweep_over_budgets_scores_once(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained backbone for passes."""
+    from harness.miniworld.architecture import build_untrained
+
+    root = tmp_path_factory.mktemp("models")
+    build_untrained("tiny", root / "tiny", seed=0)
+    return root / "tiny"
+
+
+@pytest.mark.parametrize("name", ["counting", "mmssr", "ppl_mid", "coincide"])
+def test_a_sweep_over_budgets_scores_once(name: str, tmp_path: Path, tiny: Path) -> None:
     """1 to 25 %, then 1 to 50 %: the second sweep only selects what is new."""
     pool = write_pool(tmp_path / "pool", 100)
+    given: dict[str, Any] = settings(name, tmp_path, pool.uids())
     if name == "counting":
         (tmp_path / "counting.py").write_text(COUNTING)
         register_file(tmp_path / "counting.py")
-        settings: dict[str, Any] = {"mark": str(tmp_path / "mark")}
-    else:
-        settings = needed(name, tmp_path, pool.uids())
-    cell = cell_of(pool, selector_spec(name, settings))
+        given = {"mark": str(tmp_path / "mark")}
+    cell = cell_of(pool, selector_spec(name, given), tiny)
     store = Store(tmp_path / "store").create()
-    passes = {"features": 1} if name == "mmssr" else {}
+    passes = {} if name == "counting" else {"features": 1}
     first, _ = sweep(store, cell, range(1, 26))
     assert first == Counter({"score": 1, "select": 25, **passes})
     second, plan = sweep(store, cell, range(1, 51))
@@ -228,5 +214,7 @@ def test_a_sweep_over_budgets_scores_once(name: str, tmp_path: Path) -> None:
         if stage.kind == "select":
             kept = np.load(directory.out / "positions.npy")
             assert len(kept) == Budget.parse(str(stage.params["budget"])).size(100)
+            card = json.loads((directory.out / "card.json").read_text())
+            assert card.get("uncertain", []) == list(selector(name).cls.uncertain)
     if name == "counting":
         assert (tmp_path / "mark").read_text() == "x"

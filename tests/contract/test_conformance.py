@@ -16,6 +16,7 @@ from harness.registry import selector_names
 from tests.selector_settings import needed
 
 SAMPLES = 60
+FEW = 24
 GOOD = {
     "top": "",
     "doc": '"""Keeps something."""',
@@ -67,9 +68,9 @@ def written(path: Path, **changes: str) -> str:
     return str(path)
 
 
-def problems(chosen: str, folder: Path, **config: Any) -> dict[str, str]:
+def problems(chosen: str, folder: Path, samples: int = SAMPLES, **config: Any) -> dict[str, str]:
     """Broken promises and what was said; every promise is there once unless the selector does not run."""
-    verdicts = list(check_selector(chosen, folder, config, SAMPLES))
+    verdicts = list(check_selector(chosen, folder, config, samples))
     names = [v.promise for v in verdicts]
     assert len(names) == len(set(names))
     assert names == [*STATIC, "it runs", *BEHAVIOUR] or "it runs" in [v.promise for v in verdicts if v.problem]
@@ -80,6 +81,11 @@ def problems(chosen: str, folder: Path, **config: Any) -> dict[str, str]:
 def test_installed_selectors_keep_every_promise(name: str, folder: Path) -> None:
     uids = open_pool(ensure_pool(SAMPLES, 0, folder / "world")).uids()
     assert problems(name, folder, **needed(name, folder, uids)) == {}
+
+
+def test_a_model_trained_to_tell_keeps_every_promise(folder: Path) -> None:
+    """The scorer and styler that mmSSR asks, every question of both, on the shipped backbone."""
+    assert problems("mmssr", folder, samples=FEW, scorer="trained") == {}
 
 
 def test_a_good_file_keeps_every_promise(folder: Path, tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from selector_zoo.passes.tokens import COLUMNS as TOKEN_COLUMNS
 
 from harness.api import Features, PassContext, Selector
-from harness.keys import digest, mix64, seed64
+from harness.keys import digest
 from harness.pool import Pool
 from harness.registry import configured, feature_pass, selector, selector_names, selector_spec
 from harness.stages.select import checked
 from tests.selector_settings import needed
 from tests.support import write_pool
+from tests.synthetic_columns import synthetic
 
 Make = Callable[[str], Selector]
 Choose = Callable[[str, int, int, str], npt.NDArray[np.int32]]
@@ -46,36 +46,6 @@ GOLDEN: dict[tuple[str, int], str] = {
 
 Whoever changes what a selector keeps raises its version and adds a line here.
 """
-
-
-def synthetic(name: str, pool: Pool) -> dict[str, npt.NDArray[Any]]:
-    """Columns of the shapes and types of a pass, made from the samples' uids."""
-    noise = mix64(pool.column("uid_hash64"), seed64(name))
-    if name == "tokens":
-        return {c: (noise % (17 + i)).astype(np.int32) for i, c in enumerate(TOKEN_COLUMNS)}
-    unit = (noise / 2.0**64).astype(np.float32)
-    if name == "forward":
-        counts = (noise % 9).astype(np.int32)
-        some = np.where(counts > 0, unit, np.nan).astype(np.float32)
-        hidden = np.stack([unit, 1 - unit, unit * unit], axis=1).astype(np.float16)
-        return {"n_tok_ans": counts, "nll_sum_ans": 9 * some, "el2n_mean_ans": some, "hidden": hidden}
-    if name == "deita":
-        turns = np.where(np.arange(2) < (pool.column("n_turns") // 2)[:, None], 1 + noise[:, None] % 6, np.nan)
-        return {"turns": turns.astype(np.float32)}
-    if name == "mmssr_labels":
-        digits = noise[:, None] >> np.arange(14, dtype=np.uint64)
-        styles = np.full((pool.n, 10), -1, dtype=np.int8)
-        styles[:, 0], styles[::2, 1] = noise % 4, 4 + noise[::2] % 5
-        return {"scores": (digits % 6).astype(np.float32), "styles": styles}
-    if name == "activations":
-        rows = np.stack([mix64(noise, i) / 2.0**63 - 1 for i in range(16)], axis=1)
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return {"feature": rows.astype(np.float16), "n_text": (noise % 9).astype(np.int32) - 1}
-    if name == "gradients":
-        rows = np.stack([mix64(noise, i) / 2.0**63 - 1 for i in range(64)], axis=1)
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return {"gradient": rows.astype(np.float16), "norm": unit, "norm_projected": unit}
-    return {"cosine": np.where(pool.column("n_images") > 0, unit, np.nan).astype(np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +173,16 @@ def test_a_selector_says_what_it_is(name: str) -> None:
     assert cls.Config.__doc__
     assert selector_spec(name, {}).distribution
     assert sys.modules[cls.__module__].__doc__
+
+
+CERTAIN = {"el2n", "full", "length", "random", "random_stratified"}
+"""Selectors that are wholly defined where they were published, or are ours."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_selector_says_what_is_not_published_of_it(name: str) -> None:
+    """Rows of arXiv 2503.13383 whose adaptation is unknown are told from those that are as published."""
+    doubts = selector(name).cls.uncertain
+    assert isinstance(doubts, tuple)
+    assert bool(doubts) == (name not in CERTAIN)
+    assert all("\n" not in doubt and not doubt.endswith(".") for doubt in doubts)

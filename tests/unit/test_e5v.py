@@ -258,7 +258,7 @@ def test_the_highest_cosines_and_text_alone_last(fifty: Pool) -> None:
     scores = made.score(fifty, {"e5v": {"cosine": cosine}})
     card = made.select(fifty, scores, {}, 49, 0).card
     assert (card["n_nan"], card["n_topup"], card["prompts"]) == (2, 1, "own")
-    assert "similarity or clusters" in str(card["uncertain"])
+    assert "similarity or clusters" in str(made.uncertain)
     assert chosen(prompts="e5v").select(fifty, scores, {}, 3, 0).card["prompts"] == "e5v"
 
 

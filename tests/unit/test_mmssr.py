@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from selector_zoo import prompts
 from selector_zoo.mmssr import SCORES, STYLED, Mmssr, tie_order
 from selector_zoo.passes.mmssr_answers import parse_styles, style_row
 from selector_zoo.passes.mmssr_labels import MmssrLabelsConfig, MmssrLabelsPass
-from selector_zoo.prompts import CAPABILITIES, STYLES
+from selector_zoo.prompts import CAPABILITIES, STYLES, load_pack, text_digest, write_pack
 
 from harness.api import PassContext, Pool, Selection
 from harness.errors import HarnessError
@@ -98,6 +99,25 @@ def test_the_released_code_overshoots(tmp_path: Path) -> None:
     assert (fixed.positions.tolist(), fixed.card["n_truncated"]) == ([0, 1], 0)
     released = select(make(tie="index", capabilities=[A], variant="released"), pool, features, 2)
     assert (released.positions.tolist(), released.card["n_truncated"]) == ([0, 1], 1)
+
+
+def test_the_card_says_whose_words_were_asked(
+    eight: tuple[Pool, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words count as official by their digests, whatever the file is called."""
+
+    def told(**settings: Any) -> Any:
+        return select(make(**settings), *eight, 2).card["prompts"]
+
+    own = load_pack("own")
+    assert told(labels=str(tmp_path / "l.parquet")) == {"words": "none", "labels": "l.parquet"}
+    assert told(scorer="trained")["words"] == "own"
+    assert told(scorer="trained")["score"] == text_digest(own.template("score"))
+    write_pack(own, tmp_path / "pack.yaml")
+    known = {name: text_digest(own.template(name)) for name in ("score", "styles")}
+    monkeypatch.setattr(prompts, "OFFICIAL", {"mmssr": known})
+    said = told(scorer="trained", prompts=str(tmp_path / "pack.yaml"), inference="released")
+    assert said == {"words": "official", "inference": "released", **known}
 
 
 def test_a_capability_that_runs_out_leaves_its_share_to_the_others(tmp_path: Path) -> None:

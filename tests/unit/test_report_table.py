@@ -79,6 +79,13 @@ def test_few_random_runs_and_external_scores_earn_a_dagger() -> None:
     assert "outside" in "".join(table.footnotes)
 
 
+def test_methods_that_are_not_wholly_published_are_named() -> None:
+    rows = [row(name, "x", 45.0) for name in ("random", "deita", "mmssr")]
+    options = TableOptions(uncertain=("deita", "mmssr", "elsewhere"), titles={"mmssr": "mmSSR"})
+    assert main_table(rows, suite("x"), options).notes[-1].endswith(": deita, mmSSR.")
+    assert "Re-implementations" not in "".join(main_table(rows, suite("x")).notes)
+
+
 def test_captions_count_one_benchmark_as_one() -> None:
     assert main_table([row("m", "x", 1.0)], suite("x")).caption.startswith(
         "1 benchmark of suite s in its own scale."

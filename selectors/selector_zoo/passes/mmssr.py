@@ -97,6 +97,7 @@ class MmssrPass(FeaturePass):
     name = "mmssr"
     version = 1
     Config = MmssrConfig
+    asks = 300.0  # fourteen questions and one about styles, what they share counted once, and the answers
     tokens_at_once = 16384
     """Tokens of one batch, padding included; changes nothing but speed and memory."""
 
