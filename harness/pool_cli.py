@@ -47,7 +47,10 @@ def add_export_verb(verbs: object) -> None:
     """Add `export` to the command line."""
     text = "write the samples of a selection for another trainer"
     verb: argparse.ArgumentParser = verbs.add_parser("export", help=text)  # type: ignore[attr-defined]
-    verb.add_argument("selection", help="label or key prefix of a select stage, for example mmssr/10%%/s0")
+    verb.add_argument(
+        "selection",
+        help="label of a cell (mmssr/10%%/tiny/s0) or of a select stage (mmssr/10%%/s0), or a key prefix",
+    )
     verb.add_argument("--format", choices=("llava-json", "llava-yaml", "hf"), required=True)
     verb.add_argument("--out", type=Path, required=True, help="new folder to write into")
     verb.add_argument("--store", type=Path, default=Path("runs"))

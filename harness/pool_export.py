@@ -20,7 +20,7 @@ from harness.explain import find_stage
 from harness.pool import Pool, Record, open_pool
 from harness.pool_card import Exported, dataset_card
 from harness.pool_hf_write import write_parquet
-from harness.store import Store
+from harness.store import StageDir, Store
 
 Format = Literal["llava-json", "llava-yaml", "hf"]
 HELD = 32 << 20
@@ -44,8 +44,8 @@ class ExportOptions:
 def export(store: Path, selection: str, out: Path, options: ExportOptions) -> int:
     """Write a selection's samples and a README.md into a new folder; returns their number.
 
-    `selection` is the label or a key prefix of a select stage. Raises HarnessError where it is not there, not
-    finished, or its pool has changed.
+    `selection` is the label of a cell, or the label or a key prefix of a select stage. Raises HarnessError
+    where it is not there, not finished, or its pool has changed.
     """
     exported, positions = _selected(store, selection, options.pool)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -63,6 +63,13 @@ def export(store: Path, selection: str, out: Path, options: ExportOptions) -> in
     return len(positions)
 
 
+def _stage(store: Store, name: str) -> tuple[StageDir, dict[str, Any]]:
+    """The select stage a name means: its own, or that of a cell."""
+    cells = (cell for sweep in store.sweeps() for cell in store.sweep(sweep)["cells"])
+    keys = {cell["select"] for cell in cells if cell["label"] == name}
+    return find_stage(store, keys.pop() if len(keys) == 1 else name, kind="select")
+
+
 def _make(tmp: Path, out: Path) -> None:
     try:
         tmp.mkdir(parents=True)
@@ -71,7 +78,7 @@ def _make(tmp: Path, out: Path) -> None:
 
 
 def _selected(root: Path, name: str, moved: Path | None) -> tuple[Exported, npt.NDArray[np.int32]]:
-    directory, spec = find_stage(Store(root), name, kind="select")
+    directory, spec = _stage(Store(root), name)
     if not directory.done():
         raise HarnessError(f"{spec['label']} is {directory.status()}: run its cell first.")
     pool = open_pool(moved or spec["settings"]["pool_path"])

@@ -19,7 +19,7 @@ from tests.e2e.runs import ROOT, run, sievebench, stages
 pytestmark = pytest.mark.e2e
 
 DATA = Path(os.environ.get("SIEVEBENCH_TABMWP", ROOT.parent / "shared" / "data" / "tabmwp"))
-CELLS = {"random/30%/tiny/s0": 313, "length/30%/tiny/s0": 313, "full/100%/tiny/s0": 1045}
+CELLS = {"random/30%": 313, "length/30%": 313, "full/100%": 1045}
 """The cells of one sweep, and the samples each selects."""
 
 
@@ -46,9 +46,9 @@ def test_three_cells_of_tabmwp(tmp_path: Path) -> None:
         f"store={store}",
     )
     assert "TabMWP" in output
-    chosen = {label(d).removesuffix("/select"): d.manifest() for d in stages(store, "select")}
+    chosen = {label(d).removesuffix("/s0/select"): d.manifest() for d in stages(store, "select")}
     assert {name: manifest.facts["n"] for name, manifest in chosen.items() if manifest} == CELLS
-    scored = {label(d).removesuffix("/tabmwp"): d for d in stages(store, "evaluate")}
+    scored = {label(d).removesuffix("/tiny/s0/tabmwp"): d for d in stages(store, "evaluate")}
     assert scored.keys() == CELLS.keys()
     for name, directory in scored.items():
         manifest = directory.manifest()

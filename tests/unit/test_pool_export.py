@@ -74,6 +74,20 @@ def test_llava_json(tmp_path: Path, pool: Pool) -> None:
     assert len((out / "data.json").read_text().splitlines()) == 9
 
 
+def test_a_selection_is_found_by_its_cell(tmp_path: Path) -> None:
+    """What tables and `status` print is a cell's label; two selections of that label need a key."""
+    pool = write_pool(tmp_path / "pool")
+    cells: list[Json] = [
+        {"label": f"length/7n/{backbone}/s0", "select": select(tmp_path / "store", pool)}
+        for backbone in ("a", "b")
+    ]
+    write_json(tmp_path / "store" / "sweeps" / "x.json", {"cells": cells})
+    options = ExportOptions(format="llava-json")
+    assert export(tmp_path / "store", "length/7n/b/s0", tmp_path / "out", options) == 7
+    with pytest.raises(HarnessError, match="no select stage 'length/7n/c/s0'"):
+        export(tmp_path / "store", "length/7n/c/s0", tmp_path / "none", options)
+
+
 def test_llava_yaml(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_export, "HELD", 300)
     key = select(tmp_path / "store", pool)
