@@ -27,7 +27,7 @@ MAX_TURNS = 32_000
 MAX_CHARACTERS = 1_000_000
 """More text than this in one record is many times what any model reads, and takes minutes to tokenise."""
 
-NONE = (None, "", [])
+NONE: tuple[object, ...] = (None, "", [])
 """What stands for no image."""
 
 _SHOWN = reprlib.Repr()
