@@ -10,7 +10,7 @@ __all__ = ["ensure_pool", "ensure_suite", "mini_suite", "weights_dir"]
 
 
 def weights_dir(name: str) -> Path:
-    """The folder of shipped weights: `tiny`, `clip`, `deita_complexity` or `deita_quality`.
+    """The folder of shipped weights: `tiny`, `tiny_b`, `clip`, `deita_complexity` or `deita_quality`.
 
     Raises HarnessError for a name nothing is shipped under.
     """

@@ -10,7 +10,7 @@ from harness.miniworld.questions import kind
 from harness.miniworld.scenes import DRAW
 from harness.miniworld.sources import Sample
 
-SHARES: Final = {"": 0.55, "duplicate": 0.19, "wrong": 0.13, "off_topic": 0.13}
+SHARES: Final = {"": 0.5, "duplicate": 0.18, "wrong": 0.16, "off_topic": 0.16}
 """Share of the pool by defect; sound samples have none."""
 COPIES: Final = 8
 """Near-duplicates of one original, about."""

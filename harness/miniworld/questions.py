@@ -201,12 +201,13 @@ def yes_no(scene: Scene, rng: Random) -> Question:
 def confirm(q: Question, true: bool) -> Question:
     """Ask whether a short question's answer is the right one (true) or its wrong one (false).
 
-    The answer names what is seen before it judges, as the answer to a multiple-choice question does.
+    The answer names what is seen before it judges, as a caption does that is told what to expect.
     """
     offered = q.answer if true else q.wrong
-    right, wrong = ("yes", "no") if true else ("no", "yes")
-    answers = f"{q.key}: {right}", f"{q.key}: {wrong}"
-    return Question(f"{q.text} Is it {offered}?", *answers, "yes/no", f"yes/no {q.skill}", right)
+    agreed, denied = f"{offered}, as said: yes", f"{q.wrong if true else q.key}, not {offered}: no"
+    answers = (agreed, denied) if true else (denied, agreed)
+    text = f"{q.text} It is said to be {offered}, yes or no?"
+    return Question(text, *answers, "yes/no", f"yes/no {q.skill}", "yes" if true else "no")
 
 
 LETTERS: Final = "ABCD"

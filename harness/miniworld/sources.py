@@ -42,16 +42,24 @@ class Source:
     """Empty: all skills of the kind of picture."""
     turns: tuple[int, ...] = (1,)
     """Numbers of turns to choose from."""
+    leaves_out: tuple[str, ...] = ()
+    """Skills that are not asked about."""
 
 
 SOURCES: Final = {
     "shapes_qa": Source(share=0.22, kinds=("shapes",), asks=q.SHORT["shapes"], turns=(1, 1, 1, 2, 3)),
-    "charts_qa": Source(share=0.15, kinds=("chart",), turns=(1, 1, 1, 2)),
-    "yes_no": Source(share=0.14, kinds=ANY, asks=(q.yes_no,), turns=(1, 1, 2)),
+    "charts_qa": Source(share=0.14, kinds=("chart",), turns=(1, 1, 1, 2)),
+    "yes_no": Source(
+        share=0.14,
+        kinds=("shapes", "chart", "print", "digits"),
+        asks=(q.yes_no,),
+        turns=(1, 1, 2),
+        leaves_out=("yes/no shape", "yes/no value"),
+    ),
     "captions": Source(share=0.14, kinds=ANY, asks=(q.brief, q.detailed)),
-    "print_qa": Source(share=0.13, kinds=("print",)),
+    "print_qa": Source(share=0.11, kinds=("print",)),
     "choices": Source(share=0.12, kinds=ANY, asks=(q.choice,)),
-    "tables_qa": Source(share=0.05, kinds=("table",), turns=(1, 2)),
+    "tables_qa": Source(share=0.08, kinds=("table",), turns=(1, 2)),
     "digits_qa": Source(share=0.025, kinds=("digits",)),
     "points": Source(share=0.015, kinds=("shapes",), asks=(q.point,), turns=(1, 2)),
     "instructions": Source(share=0.01, kinds=(*ANY, ""), asks=(q.styled,)),
@@ -74,16 +82,18 @@ def draw_sample(name: str, rng: Random) -> Sample:
     if not kind:
         return Sample(source=name, scene=None, shown=None, turns=(q.text_only(rng),), render_seed=seed)
     scene = DRAW[kind](rng)
-    turns = _turns(scene, source.asks or q.ASK[kind], rng.choice(source.turns), rng)
+    turns = _turns(scene, kind, source, rng)
     return Sample(source=name, scene=scene, shown=scene, turns=turns, render_seed=seed)
 
 
-def _turns(scene: Scene, asks: tuple[Ask, ...], n: int, rng: Random) -> tuple[Question, ...]:
-    """Up to `n` questions, no two with the same words."""
+def _turns(scene: Scene, kind: str, source: Source, rng: Random) -> tuple[Question, ...]:
+    """Some questions, no two with the same words."""
+    asks, n = source.asks or q.ASK[kind], rng.choice(source.turns)
     found: dict[str, Question] = {}
-    for _ in range(4 * n):
+    for _ in range(100):
         question = rng.choice(asks)(scene, rng)
-        found.setdefault(question.text, question)
+        if question.skill not in source.leaves_out:
+            found.setdefault(question.text, question)
         if len(found) == n:
             break
     return tuple(found.values())

@@ -142,7 +142,7 @@ def test_mid_stage_training_lowers_the_loss_and_goes_on_from_a_finished_tower(
     assert (tmp_path / "tiny" / "model.safetensors").read_bytes() == whole
 
 
-@pytest.mark.parametrize("name", ["tiny"])
+@pytest.mark.parametrize("name", ["tiny", "tiny_b"])
 def test_the_shipped_backbones_are_small_whole_and_of_this_tokenizer(name: str, tokenizer: Any) -> None:
     folder = weights_dir(name)
     assert (folder / "model.safetensors").stat().st_size <= 8 * 2**20
@@ -153,7 +153,7 @@ def test_the_shipped_backbones_are_small_whole_and_of_this_tokenizer(name: str, 
     assert AutoProcessor.from_pretrained(folder).tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize("name", ["tiny"])
+@pytest.mark.parametrize("name", ["tiny", "tiny_b"])
 def test_the_shipped_backbones_know_captions(name: str, tokenizer: Any) -> None:
     with torch.no_grad():
         value = loss(

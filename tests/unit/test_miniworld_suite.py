@@ -57,7 +57,7 @@ def test_pairs_rotations_and_clusters(docs: dict[str, list[dict[str, Any]]]) -> 
     for d in docs["circular"]:
         groups.setdefault(d["group"], []).append(d["answer"])
     assert all(sorted(answers) == ["A", "B", "C", "D"] for answers in groups.values())
-    assert len({d["cluster"] for d in docs["short"]}) == 30
+    assert len({d["cluster"] for d in docs["short"]}) == 40
 
 
 def perfect(name: str, doc: dict[str, Any]) -> str:
