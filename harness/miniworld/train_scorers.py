@@ -105,7 +105,7 @@ def train(name: str, out: Path, steps: int = STEPS, seed: int = 0) -> None:
         inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="right")
         last = inputs["attention_mask"].sum(dim=1) - 1
         states = model.base_model(**inputs).last_hidden_state[torch.arange(BATCH), last]
-        loss = torch.nn.functional.cross_entropy(model.lm_head(states), digits[torch.tensor(said) - 1])
+        loss: Any = torch.nn.functional.cross_entropy(model.lm_head(states), digits[torch.tensor(said) - 1])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
