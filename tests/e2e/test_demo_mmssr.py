@@ -22,7 +22,7 @@ SMALL = [f"pool.miniworld={N}", "suite.only=[mini_short]", "evaluation.limit=8"]
 SMALLER = {"mmssr_mini": ["selector.lessons=12"]}
 """What of a row's own settings would take long, for this test alone."""
 FILLED_UP = ("deita", "mmssr")
-"""Rows whose budget may not be full by itself: a filter of copies, and a scorer that was taught next to nothing."""
+"""Rows whose budget may not fill by itself: a filter of copies, and a scorer that was taught next to nothing."""
 TRAINED = "deita"
 """The row that is also trained and evaluated, at the smaller budget."""
 
