@@ -98,6 +98,7 @@ def test_floats_do_not_cost_a_sample() -> None:
 COUNTING = '''
 from dataclasses import dataclass
 import numpy as np
+from harness.api import Selector
 
 @dataclass(frozen=True)
 class Config:
