@@ -84,16 +84,16 @@ TASKS: Final = {
         scale=1.0,
         maximum=800.0,
     ),
-    "doc": Task(title="Doc", metric="anls", n_items=120, chance=9.0, max_new_tokens=6, target="answers"),
+    "doc": Task(title="Doc", metric="anls", n_items=120, chance=8.0, max_new_tokens=6, target="answers"),
     "chart": Task(
-        title="Chart", metric="relaxed", n_items=120, chance=15.0, max_new_tokens=4, score="score_chart"
+        title="Chart", metric="relaxed", n_items=120, chance=12.0, max_new_tokens=4, score="score_chart"
     ),
     "ocr": Task(title="OCR", metric="hit", n_items=120, chance=1.0, max_new_tokens=4, score="score_ocr"),
     "short": Task(
         title="Short",
         metric="exact_match",
         n_items=120,
-        chance=24.0,
+        chance=22.0,
         max_new_tokens=6,
         options="    ignore_case: true\n    ignore_punctuation: true\n",
     ),
