@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.miniworld.architecture import PATCH, TILE
 from harness.miniworld.captions import brief, detailed
 from harness.miniworld.corpus import fragments
+from harness.miniworld.minimise import minimise
 from harness.miniworld.render import picture
 from harness.miniworld.scenes import DRAW, Scene
 from harness.miniworld.tokenizer import PAD, build_tokenizer
@@ -82,22 +82,16 @@ def train(out: Path, steps: int = STEPS, seed: int = 0) -> None:
     torch.manual_seed(seed)
     processor = build_processor()
     model: Any = build_model(processor.tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    rng, start = Random(seed), time.monotonic()
-    for step in range(steps):
+    rng = Random(seed)
+
+    def loss() -> Any:
         scenes = [DRAW[rng.choice(list(DRAW))](rng) for _ in range(BATCH)]
         pictures = [picture(s, rng, "pool")[0] for s in scenes]
         texts = [caption(s, rng) for s in scenes]
         inputs = processor(text=texts, images=pictures, return_tensors="pt", padding=True, truncation=True)
-        loss = model(**inputs, return_loss=True).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 50 == 0:
-            log.info("step %d loss %.4f, %.0f s", step, loss.item(), time.monotonic() - start)
+        return model(**inputs, return_loss=True).loss
+
+    minimise(model, loss, steps, LEARNING_RATE)
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
 

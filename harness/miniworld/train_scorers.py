@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,6 +19,7 @@ from selector_zoo.prompts import fill, load_pack
 
 from harness.miniworld import grades
 from harness.miniworld.architecture import INIT_STD
+from harness.miniworld.minimise import minimise
 from harness.miniworld.questions import Question
 from harness.miniworld.sources import SOURCES, draw_sample
 from harness.miniworld.tokenizer import build_tokenizer
@@ -97,22 +97,17 @@ def train(name: str, out: Path, steps: int = STEPS, seed: int = 0) -> None:
     tokenizer = build_tokenizer()
     digits = torch.tensor(digit_ids(tokenizer, str(out)))
     model: Any = build_model(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    lessons, start = LESSONS[name](Random(seed)), time.monotonic()
-    for step in range(steps):
+    lessons = LESSONS[name](Random(seed))
+
+    def loss() -> Any:
         prompts, said = zip(*islice(lessons, BATCH), strict=True)
         inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="right")
         last = inputs["attention_mask"].sum(dim=1) - 1
         states = model.base_model(**inputs).last_hidden_state[torch.arange(BATCH), last]
-        loss: Any = torch.nn.functional.cross_entropy(model.lm_head(states), digits[torch.tensor(said) - 1])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 50 == 0:
-            log.info("%s step %d loss %.4f, %.0f s", name, step, loss.item(), time.monotonic() - start)
+        return torch.nn.functional.cross_entropy(model.lm_head(states), digits[torch.tensor(said) - 1])
+
+    log.info("%s", name)
+    minimise(model, loss, steps, LEARNING_RATE)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 

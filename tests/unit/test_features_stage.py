@@ -161,6 +161,13 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, stage: Stage, share
     assert facts(two, stage)["shards_s"] >= 10 * 0.15
 
 
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def outputs(store: Store, stage: Stage) -> dict[str, bytes]:
     return {f.name: f.read_bytes() for f in sorted(store.at(stage).out.iterdir())}
 
@@ -200,7 +207,7 @@ def test_killed_between_shards_both_processes_end_and_the_next_run_goes_on(
     process.join()
     counting = who(shared)
     assert len(counting) == 2
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in counting):
+    while any(alive(pid) for pid in counting):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert run(store, shared) == "done"
