@@ -19,6 +19,8 @@ from reports.table import DAGGER, DASH, Block, Column, Mark, Role, Row, Section,
 DECIMALS: Final = 2
 ROLES: Final[Mapping[str, Role]] = {RANDOM: "random", FULL: "full"}
 TITLES: Final[Mapping[str, str]] = {RANDOM: "Random", FULL: "FULL"}
+NO_FULL: Final = "the full run is missing, or 0 on a benchmark"
+"""Why nothing is relative to full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,7 @@ def _rel_cell(m: MethodSummary, n: int) -> TableCell:
         return TableCell(
             text="n/a" if have == n else f"{DASH} {have}/{n}",
             status="missing",
-            note="the full run is missing" if have == n else f"{have} of {counted(n, 'benchmark')}",
+            note=NO_FULL if have == n else f"{have} of {counted(n, 'benchmark')}",
         )
     marks: set[Mark] = set()
     comparison = m.vs_random.comparison if m.vs_random else None

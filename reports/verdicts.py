@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reports.main_table import method_title
+from reports.main_table import NO_FULL, method_title
 from reports.rows import FULL, RANDOM
 from reports.statistics import Verdict
 from reports.summary import BackboneSummary, MethodSummary
@@ -62,7 +62,7 @@ def _reason(m: MethodSummary) -> str:
     missing = m.group.n_missing
     if missing:
         return f"{missing} of {counted(m.scores.size, 'benchmark')} {'is' if missing == 1 else 'are'} missing"
-    return "the full run is missing, or 0 on a benchmark"
+    return NO_FULL
 
 
 def _worth(line: list[MethodSummary]) -> str:
