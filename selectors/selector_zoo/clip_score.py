@@ -22,7 +22,8 @@ class ClipScoreConfig:
     model: str = "miniworld:clip"
     """A CLIP model: `miniworld:clip`, a folder, or a hub id pinned as `openai/clip-vit-large-patch14@COMMIT`."""
     text: str = "qa"
-    """Text of the first turn: question and answer (`qa`), `q`, or `a`."""
+    """Text of the first turn: question and answer (`qa`), `q`, or `a`; or of `all` turns, cut where the encoder
+    ends, in parts whose mean counts (`chunk_mean`), or the turn that agrees most (`turn_max`)."""
     direction: str = "top"
     """Keep the best agreeing (`top`) or those nearest the median (`mid`)."""
     tie: str = "hash"

@@ -1,8 +1,10 @@
-"""The clip pass: image and text embeddings of a CLIP-type dual encoder, and their cosine."""
+"""The clip pass: image and text embeddings of a CLIP-type dual encoder, and their cosine (row "CLIP" of arXiv
+2503.13383, whose text view is not published: there are several)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,10 @@ from harness.api import FeaturePass, Pool, Record
 from harness.errors import HarnessError
 from harness.pool import IMAGE_TOKEN
 
+Floats = npt.NDArray[np.float32]
+
 BATCH = 64
+VIEWS = ("qa", "q", "a", "all", "chunk_mean", "turn_max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +25,17 @@ class ClipConfig:
     """What text is set against the picture."""
 
     text: str = "qa"
-    """First turn's question and answer (`qa`), `q`, or `a`, cut at the model's text length."""
+    """First turn's question and answer (`qa`), `q`, or `a`; or `all` turns; cut at the model's text length.
+    `chunk_mean` cuts all turns into parts of that length and takes the mean of their embeddings, `turn_max` takes
+    the turn that agrees most."""
 
     def __post_init__(self) -> None:
-        if self.text not in ("qa", "q", "a"):
-            raise HarnessError(f"clip: text={self.text} is none of qa, q, a")
+        if self.text not in VIEWS:
+            raise HarnessError(f"clip: text={self.text} is none of {', '.join(VIEWS)}.")
 
 
 class ClipPass(FeaturePass):
-    """Embeds the first image and the first turn of every sample with `transformers.CLIPModel`."""
+    """Embeds the first image and the text of every sample with `transformers.CLIPModel`."""
 
     name = "clip"
     version = 1
@@ -46,24 +53,23 @@ class ClipPass(FeaturePass):
     def run(self, pool: Pool, start: int, stop: int) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
         """Columns `image` and `text` (float16, unit length, (n, dim)) and `cosine` (float32).
 
-        Text-only samples and unreadable images have NaN in `image` and `cosine`, and a reason.
+        Of several texts the one that agrees most is kept. Text-only samples and unreadable images have NaN in
+        `image` and `cosine`, and a reason.
         """
         records = [pool.record(i) for i in range(start, stop)]
         reasons, pictures = self._pictures(pool, records)
         usable = [i for i, reason in enumerate(reasons) if not reason]
         dim = self._model.config.projection_dim
         image = np.full((len(records), dim), np.nan, dtype=np.float32)
-        text = np.empty((len(records), dim), dtype=np.float32)
         for at in range(0, len(usable), BATCH):
             rows = usable[at : at + BATCH]
             image[rows] = self._embed_images([pictures[i] for i in rows])
-        texts = [first_turn(r, self.config.text) for r in records]
-        # By length, so that a batch pads little; the order of a batch does not change its rows.
-        order = np.argsort([len(t) for t in texts], kind="stable")
-        for at in range(0, len(order), BATCH):
-            rows = order[at : at + BATCH].tolist()
-            text[rows] = self._embed_texts([texts[i] for i in rows])
-        cosine = (image * text).sum(axis=1).astype(np.float32)
+        texts = [texts_of(r, self.config.text) for r in records]
+        bounds = np.cumsum([0, *map(len, texts)])
+        text = self._embed_texts([one for several in texts for one in several])
+        cosine = (np.repeat(image, np.diff(bounds), axis=0) * text).sum(axis=1).astype(np.float32)
+        best = [a + int(np.argmax(cosine[a:b])) for a, b in pairwise(bounds.tolist())]
+        text, cosine = text[best], cosine[best]
         columns = {"image": image.astype(np.float16), "text": text.astype(np.float16), "cosine": cosine}
         return columns, reasons
 
@@ -77,35 +83,78 @@ class ClipPass(FeaturePass):
                 continue
             try:
                 pictures[i] = pool.image(record.images[0])
-            except (OSError, KeyError) as e:
+            except (OSError, KeyError, ValueError) as e:
                 reasons[i] = f"unreadable_image: {e}"
         return reasons, pictures
 
-    def _embed_images(self, images: list[Any]) -> npt.NDArray[np.float32]:
+    def _embed_images(self, images: list[Any]) -> Floats:
         import torch
 
         with torch.inference_mode():
             inputs = self._processor(images=images, return_tensors="pt").to(self.context.device)
             return _unit(self._model.get_image_features(**inputs))
 
-    def _embed_texts(self, texts: list[str]) -> npt.NDArray[np.float32]:
+    def _embed_texts(self, texts: list[str]) -> Floats:
+        """Embeddings of texts, (n, dim)."""
+        found = np.empty((len(texts), self._model.config.projection_dim), dtype=np.float32)
+        # By length, so that a batch pads little; the order of a batch does not change its rows.
+        order = np.argsort([len(t) for t in texts], kind="stable")
+        for at in range(0, len(order), BATCH):
+            rows = order[at : at + BATCH].tolist()
+            found[rows] = self._embed_batch([texts[i] for i in rows])
+        return found
+
+    def _embed_batch(self, texts: list[str]) -> Floats:
+        """Embeddings of some texts; with `chunk_mean` the mean of those of their parts, of length one again."""
         import torch
 
+        in_parts = self.config.text == "chunk_mean"
+        parts = self._processor.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self._model.config.text_config.max_position_embeddings,
+            return_overflowing_tokens=in_parts,
+            return_tensors="pt",
+        )
+        owner = parts.pop("overflow_to_sample_mapping", None)
+        found = []
         with torch.inference_mode():
-            inputs = self._processor(text=texts, return_tensors="pt", padding=True, truncation=True)
-            return _unit(self._model.get_text_features(**inputs.to(self.context.device)))
+            for at in range(0, len(parts["input_ids"]), BATCH):
+                some = {name: ids[at : at + BATCH].to(self.context.device) for name, ids in parts.items()}
+                found.append(_unit(self._model.get_text_features(**some)))
+        units = np.concatenate(found)
+        if not in_parts:
+            return units
+        sums = np.zeros((len(texts), units.shape[1]), dtype=np.float32)
+        np.add.at(sums, owner.numpy(), units)
+        means: Floats = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        return means
 
 
-def _unit(features: Any) -> npt.NDArray[np.float32]:
+def _unit(features: Any) -> Floats:
     """Embeddings scaled to length one; transformers returns them bare or inside an output object."""
     tensor = getattr(features, "pooler_output", features).float()
     normed = tensor / tensor.norm(dim=-1, keepdim=True)
-    out: npt.NDArray[np.float32] = normed.cpu().numpy()
+    out: Floats = normed.cpu().numpy()
     return out
+
+
+def texts_of(record: Record, view: str) -> list[str]:
+    """The texts of a view of a sample: one, but for `turn_max`, which has one a turn."""
+    if view in ("q", "a", "qa"):
+        return [first_turn(record, view)]
+    said = [text for _, text in record.conversations]
+    turns = [f"{_bare(q)} {a.strip()}" for q, a in zip(said[::2], said[1::2], strict=True)]
+    return turns if view == "turn_max" else [" ".join(turns)]
 
 
 def first_turn(record: Record, view: str) -> str:
     """The chosen text of a sample's first turn, without the image placeholder."""
-    question = record.conversations[0][1].replace(IMAGE_TOKEN, "").strip()
+    question = _bare(record.conversations[0][1])
     answer = record.conversations[1][1].strip()
     return {"q": question, "a": answer, "qa": f"{question} {answer}"}[view]
+
+
+def _bare(question: str) -> str:
+    return question.replace(IMAGE_TOKEN, "").strip()
