@@ -69,6 +69,8 @@ class IconsConfig:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise HarnessError(f"icons: {name}={getattr(self, name)} is none of {', '.join(values)}.")
+        if self.tie == "mean_rank" and self.aggregate != "vote":
+            raise HarnessError("icons: tie=mean_rank is for equal votes; leave it out unless aggregate=vote.")
         if not 0 <= self.percent < 100:
             raise HarnessError(f"icons: percent={self.percent} must be in [0, 100); 0 means the budget.")
 

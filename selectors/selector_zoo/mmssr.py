@@ -33,6 +33,8 @@ none twice, -1 in the places left over. The place counts: see `Memberships`. A s
 
 LABELS: Final = (*STYLES, "other")
 TRAINED: Final = "trained"
+RELEASED: Final = "mengyaolyu/mmssr-7b-"
+"""How the names of the released scorer and styler begin."""
 VARIANTS: Final = ("fixed", "released", "paper")
 BLOCK: Final = 1 << 16
 """Rows worked on at a time."""
@@ -48,7 +50,7 @@ class MmssrConfig:
     """The model that is asked for scores: a folder, or a hub id pinned as `org/name@COMMIT`; or `trained`, the
     backbone taught from `labels` (empty: `teachers.parquet` beside the pool)."""
     styler: str = ""
-    """The model that is asked for styles; empty: the scorer."""
+    """The model that is asked for styles; empty: the scorer; `trained` as above, a model of its own."""
     lessons: int = 0
     """How many labels a `trained` model learns from; 0: all."""
     prompts: str = "own"
@@ -130,12 +132,14 @@ class Mmssr(Selector):
         return PassRef(name="mmssr_labels", config={"path": str(path), "digest": file_digest(path)})
 
     def _asked(self) -> list[PassRef]:
-        """One pass asks both where scorer and styler are the same."""
+        """One pass asks both where scorer and styler are the same; two that are trained here never are."""
         from selector_zoo.passes.mmssr import asking
 
+        self._check_words()
         config = self.config
         styler = config.styler or config.scorer
-        both, released = styler == config.scorer, config.inference == "released"
+        both = styler == config.scorer and config.styler != TRAINED
+        released = config.inference == "released"
         return [
             PassRef(
                 name="mmssr",
@@ -145,6 +149,16 @@ class Mmssr(Selector):
             )
             for model, scores in ((config.scorer, True), (styler, False))
         ]
+
+    def _check_words(self) -> None:
+        config = self.config
+        if not any(model.startswith(RELEASED) for model in (config.scorer, config.styler)):
+            return
+        if config.inference != "released" or load_pack(config.prompts).official != "mmssr":
+            raise HarnessError(
+                "mmssr: the released scorer and styler only understand the words and the layout they were trained "
+                "on: set inference=released, and prompts to what 'sievebench published prompts mmssr' fetches."
+            )
 
     def score(self, pool: Pool, features: Features) -> Scores:
         """Mean of the capabilities that count and are known, which only fills up; NaN where none is known."""

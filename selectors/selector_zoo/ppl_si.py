@@ -22,6 +22,9 @@ from selector_zoo.bands import keep_band
 from selector_zoo.forward_band import ForwardBand, ForwardBandConfig
 from selector_zoo.ppl_mid import mean_loss
 
+LEAKAGE: Final = "the model was trained on samples that it judges here, or on their like"
+"""What cards say, unless the model is the backbone before SFT."""
+
 SMALLEST_LOSS: Final = 1e-6
 """A loss below this without question and picture says nothing to divide by."""
 
@@ -68,8 +71,10 @@ class PplSi(ForwardBand):
 
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
         """The configured band; or the largest ratios below 1, then the largest of the others."""
+        leakage: dict[str, Json] = {} if self.config.model == "mid" else {"leakage": LEAKAGE}
         if self.config.reading == "stage":
-            return super().select(pool, scores, features, n, seed)
+            chosen = super().select(pool, scores, features, n, seed)
+            return replace(chosen, card={**chosen.card, **leakage})
         ratio = np.asarray(scores["score"], dtype=np.float64)
         misleading = ratio >= 1
         # -1/x keeps the order of ratios from 1 upwards, below all that are smaller than 1.
@@ -78,6 +83,7 @@ class PplSi(ForwardBand):
         below = int((ratio < 1).sum())
         card: dict[str, Json] = {
             **chosen.card,
+            **leakage,
             "n_topup": max(0, n - below),
             "n_above_1": int(misleading.sum()),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,64 @@ def test_a_projection_keeps_angles() -> None:
     assert float(off.abs().max()) < 4 / 1024**0.5
     assert float((off / spread.clamp_min(1e-3))[20:].std()) == pytest.approx(1, abs=0.2)
     assert float((out.norm(dim=1) / torch.cat([first, second]).norm(dim=1) - 1).abs().max()) < 4 / 1024**0.5
+
+
+def test_a_projection_of_the_default_width_is_off_by_a_seventieth() -> None:
+    """Cosines of unlike vectors spread by 1 / sqrt(5120) = 0.014."""
+    made = torch.Generator().manual_seed(2)
+    first, second = torch.randn(2, 300, 600, generator=made)
+    second -= first * ((first * second).sum(dim=1) / first.square().sum(dim=1))[:, None]
+    out = torch.zeros(600, GradientsConfig().width)
+    Signs(out.shape[1], 0).add(out, "w", 0, torch.cat([first, second]))
+    assert float(torch.cosine_similarity(out[:300], out[300:]).std()) == pytest.approx(0.014, abs=0.0015)
+
+
+def test_a_sample_that_counts_ten_times_points_the_same_way(pool: Pool, trained: Path) -> None:
+    """Rows have length one, so no selection changes with the length of a sample's gradient."""
+    made = opened(trained, width=128)
+    index = PoolIndex(
+        pool=pool,
+        tokenizer=made._taker.tokenizer,
+        geometry=made._taker.geometry,
+        max_length=12000,
+        mask="answer",
+    )
+    texts, _ = read_texts(index, 0, 4)
+    items, _ = build(index, texts, list(texts))
+    heavy = {row: replace(item, weight=10 * item.weight) for row, item in items.items()}
+    light, found = made._empty(4), made._empty(4)
+    assert made._fill(light, items) == made._fill(found, heavy) == {}
+    np.testing.assert_allclose(found["gradient"], light["gradient"], atol=2e-3)
+    np.testing.assert_allclose(found["norm"], 10 * light["norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("width", "inner", "key_values", "layers", "wanted"),
+    [(3584, 18944, 512, 28, 322_961_408), (896, 4864, 128, 24, 70_385_664), (4096, 11008, 4096, 32, 319_815_680)],
+    ids=["Qwen2-7B", "Qwen2-0.5B", "Vicuna-7B"],
+)
+def test_adapters_on_all_linear_maps_have_as_many_parameters_as_published(
+    width: int, inner: int, key_values: int, layers: int, wanted: int
+) -> None:
+    """At rank 128, on the four maps of attention and the three of the feed-forward network of every block."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    heads = width // 64
+    shape = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads * key_values // width,
+        vocab_size=8,
+    )
+    with torch.device("meta"):
+        model = torch.nn.ModuleDict({"language_model": LlamaForCausalLM(shape).model})
+        spec = LoraConfig(r=128, target_modules=lora.TARGETS["linear"])
+        inject_adapter_in_model(spec, model)
+    count = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert layers * count == wanted
 
 
 def test_nothing_is_lost_without_a_projection() -> None:

@@ -210,6 +210,24 @@ def test_targets_are_tasks_with_parts(pool: Pool, tmp_path: Path) -> None:
         np.testing.assert_allclose(found, np.array([mme, vqa]).T, rtol=1e-5, atol=1e-6)
 
 
+def test_of_two_parts_the_larger_influence_counts(tmp_path: Path) -> None:
+    """A sample with influences 0.1 and 0.4 on the parts of a task has 0.4 on the task."""
+    from harness.pool_write import PoolWriter
+    from tests.support import png
+
+    with PoolWriter(tmp_path / "targets", "targets") as writer:
+        for i, name in enumerate(("mme/colour", "mme/count")):
+            assert writer.add(raw_record(i) | {"data_source": name}, lambda key: png(int(key[:-4])))
+    rest = (1 - 0.1**2 - 0.4**2) ** 0.5
+    columns = {
+        "gradients": {"gradient": np.array([[0.1, 0.4, rest]])},
+        "targets": {"gradient": np.eye(2, 3), "norm_projected": np.ones(2)},
+    }
+    one = write_pool(tmp_path / "one", 1)
+    found = made(targets=str(tmp_path / "targets")).score(one, columns)["influence"]
+    assert found.tolist() == [[pytest.approx(0.4)]]
+
+
 def test_what_is_asked_for() -> None:
     (ref,) = made().needs()
     assert (ref.name, ref.model, ref.warm_up) == ("gradients", "warm", warm_ups.SHARED)
@@ -230,7 +248,15 @@ def test_nothing_to_agree_with_is_an_error(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"sharing": "own"}, {"aggregate": "sum"}, {"tie": "random"}, {"percent": 100.0}, {"percent": -1.0}]
+    "given",
+    [
+        {"sharing": "own"},
+        {"aggregate": "sum"},
+        {"tie": "random"},
+        {"tie": "mean_rank", "aggregate": "mean"},
+        {"percent": 100.0},
+        {"percent": -1.0},
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(HarnessError, match=next(iter(given))):

@@ -192,6 +192,23 @@ def test_equals_a_plain_reading_of_the_released_code(tmp_path: Path) -> None:
     assert differs
 
 
+@pytest.mark.parametrize("n", [1, 9, 30, 60])
+def test_nothing_below_the_threshold_but_to_fill_up(n: int, tmp_path: Path) -> None:
+    """And whoever has no candidate takes none."""
+    pool, features, _, scores = random_world(5, 90, tmp_path / "pool")
+    for threshold in range(5):
+        chosen = select(make(threshold=threshold), pool, features, n)
+        filled = chosen.card["n_topup"]
+        assert isinstance(filled, int)
+        best = np.nanmax(np.where(np.isnan(scores), -1, scores), axis=0)[chosen.positions[: n - filled]]
+        assert (best > threshold).all()
+    taken = select(make(), pool, features, n).card
+    assert taken["n_topup"] == 0
+    by: Any = taken["by_capability"]
+    assert by[CAPABILITIES[3]] == 0
+    assert sum(by.values()) == n
+
+
 def test_scores_that_are_not_whole_numbers_are_ranked(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pool, _, labels, _ = random_world(9, 70, tmp_path / "pool")
@@ -328,6 +345,32 @@ def test_labels_are_known_by_their_content(tmp_path: Path) -> None:
     assert make(labels=str(path)).needs()[0].config["digest"] != first[0].config["digest"]
     with pytest.raises(HarnessError, match="there is no label file"):
         make(labels=str(tmp_path / "nowhere.parquet")).needs()
+
+
+def test_two_models_may_be_trained_apart(tmp_path: Path) -> None:
+    """As the authors have them; with a scorer alone, one model learns both."""
+    one, two = make(scorer="trained", styler="trained").needs()
+    assert (one.model, two.model) == ("trained", "trained")
+    assert [bool(ref.config["score"]) for ref in (one, two)] == [True, False]
+    assert [bool(ref.config["styles"]) for ref in (one, two)] == [False, True]
+    one, two = make(scorer="trained").needs()
+    assert one.config == two.config
+
+
+def test_released_models_are_asked_as_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = load_pack("own")
+    write_pack(own, tmp_path / "pack.yaml")
+    official = {"prompts": str(tmp_path / "pack.yaml"), "inference": "released"}
+    released = {"scorer": "mengyaolyu/mmssr-7b-scorer@0", "styler": "mengyaolyu/mmssr-7b-styler@0"}
+    with pytest.raises(HarnessError, match="set inference=released"):
+        make(**released, **official).needs()  # our own words in a file
+    known = {name: text_digest(own.template(name)) for name in ("score", "styles")}
+    monkeypatch.setattr(prompts, "OFFICIAL", {"mmssr": known})
+    scored, styled = make(**released, **official).needs()
+    assert (scored.config["clean"], styled.config["view"]) == ("charset", "squash")
+    for given in ({**released}, {"scorer": "some/other", "styler": released["styler"], "prompts": "own"}):
+        with pytest.raises(HarnessError, match="published prompts mmssr"):
+            make(**given).needs()
 
 
 def test_models_are_asked_once_where_they_are_one() -> None:

@@ -56,6 +56,16 @@ def test_the_same_losses_give_the_same_choice_as_ppl_mid(tmp_path: Path) -> None
     assert make("ppl_mid").needs()[0].model == "mid"
 
 
+def test_the_card_says_that_the_judge_has_seen_what_it_judges(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", 4)
+    columns = turns([[1.0]] * 4, [[1]] * 4)
+    columns |= {"nll_sum_ans": np.ones(4, dtype=np.float32), "n_tok_ans": np.ones(4, dtype=np.int32)}
+    features = {"forward": columns, "answer_only": columns}
+    for reading in ("stage", "ifd"):
+        assert "was trained on" in str(chosen(make(reading=reading), pool, features, 2).card["leakage"])
+        assert "leakage" not in chosen(make(reading=reading, model="mid"), pool, features, 2).card
+
+
 def test_ratios_by_hand() -> None:
     """Losses [.9, .3] with and [2, 1] without give .4; turns of 1.2/3 and .2/.25 give 1.4/3.25 together."""
     with_all = turns([[1.2, NAN], [1.2, 0.2], [2.0, NAN], [1.0, NAN]], [[2, 0], [2, 1], [2, 0], [1, 0]])
