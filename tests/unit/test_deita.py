@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,13 @@ import yaml
 from selector_zoo.deita import Deita
 from selector_zoo.diversity import diverse, unit
 from selector_zoo.passes.deita import DeitaConfig, DeitaPass, turns_of, without_image
-from selector_zoo.passes.deita_model import Reader, expected_grade
-from selector_zoo.prompts import fill
+from selector_zoo.passes.deita_model import Reader, digit_ids, expected_grade
+from selector_zoo.prompts import fill, load_pack
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.api import PassContext, Pool, Selection
 from harness.errors import HarnessError
+from harness.pool_write import PoolWriter
 from harness.registry import configured
 from harness.stages.select import checked
 from tests import selector_references as plain
@@ -273,6 +276,35 @@ def test_placeholders_and_the_newlines_round_them_are_not_read() -> None:
     assert without_image("<image>\nWhat is it?\n") == "What is it?"
     assert without_image("Before.\n<image>\nAfter.") == "Before.\nAfter."
     assert without_image("\nno picture\n") == "\nno picture\n"
+
+
+PUBLISHED = os.environ.get("SIEVEBENCH_DEITA")
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="set SIEVEBENCH_DEITA to the released scorer and its words")
+def test_the_released_scorer_gives_the_published_grade(tmp_path: Path) -> None:
+    """The example of Deita's own documentation: `quality`, a model folder, and `deita.yaml`, its prompt pack."""
+    pack = load_pack(f"{PUBLISHED}/deita.yaml")
+    assert pack.official == "deita"
+    asked, said = "word to describe UI with helpful tooltips", "User-friendly or intuitive UI"
+    with PoolWriter(tmp_path / "pool", "example") as writer:
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": said}]
+        assert writer.add({"id": "a", "conversations": turns}, lambda key: b"")
+    found, _ = opened(Path(f"{PUBLISHED}/quality"), template=pack.template("quality")).run(writer.pool(), 0, 1)
+    assert found["turns"][0, 0] == pytest.approx(2.0230105920381902, abs=1e-2)
+
+
+def test_grades_are_the_digits_of_the_tokenizer() -> None:
+    """Where the tokenizers of Llama 1 and of Mistral keep them, whatever else they have of these characters."""
+
+    def with_digits(ids: list[int]) -> Any:
+        known = {str(k): at for k, at in enumerate(ids, 1)} | {"▁1": 5, "11": 6, "7": 7}
+        return SimpleNamespace(get_vocab=lambda: known)
+
+    llama = [29896, 29906, 29941, 29946, 29945, 29953]
+    mistral = [28740, 28750, 28770, 28781, 28782, 28784]
+    for ids in (llama, mistral):
+        assert digit_ids(with_digits(ids), "a") == ids
 
 
 def write_pack(path: Path, **templates: str) -> Path:
