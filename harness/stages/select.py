@@ -75,10 +75,21 @@ def run_select(context: StageContext) -> Facts:
     positions = checked(selection, s.pool, n, s.selector.name)
     np.save(context.out / "positions.npy", positions)
     doubts: dict[str, Json] = {"uncertain": list(s.selector.uncertain)} if s.selector.uncertain else {}
-    card = selection_card(s.pool, positions, doubts | dict(selection.card))
+    card = selection_card(s.pool, positions, doubts | _failures(context) | dict(selection.card))
     write_json(context.out / "card.json", card)
     write_json(context.out / "selection.json", {"pool": s.pool.digest, "n": n, "of": s.pool.n})
     return {"n": n, "n_topup": card.get("n_topup", 0), "n_nan": card.get("n_nan", 0)}
+
+
+def _failures(context: StageContext) -> dict[str, Json]:
+    """Entry `failed` of the card: samples that a pass could not read, by its label and their reason."""
+    found: dict[str, Json] = {}
+    for name in context.stage.inputs:
+        kind, _, label = name.partition(".")
+        manifest = context.store.input(context.stage, name).manifest() if kind == "features" else None
+        if manifest is not None and manifest.facts.get("failures"):
+            found[label] = manifest.facts["failures"]
+    return {"failed": found} if found else {}
 
 
 def checked(selection: Selection, pool: Pool, n: int, name: str) -> npt.NDArray[np.int32]:

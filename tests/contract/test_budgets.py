@@ -217,5 +217,7 @@ def test_a_sweep_over_budgets_scores_once(name: str, tmp_path: Path, tiny: Path)
             assert len(kept) == Budget.parse(str(stage.params["budget"])).size(100)
             card = json.loads((directory.out / "card.json").read_text())
             assert card.get("uncertain", []) == list(selector(name).cls.uncertain)
+            lost = {"scores": {"no_label": 1}, "styles": {"no_label": 1}}  # the label file lacks one sample
+            assert card.get("failed", {}) == (lost if name == "mmssr" else {})
     if name == "counting":
         assert (tmp_path / "mark").read_text() == "x"
