@@ -3,8 +3,10 @@ which does not say with which targets).
 
 A sample's influence on a task is how well its gradient agrees with the task's; each task votes for the samples
 that influence it most, and the samples with the most votes are kept. The gradients are those of adapters after a
-short warm-up. The released scripts load a merged model and put its adapters on it again; here they count once.
-Target samples must not be those the benchmarks score.
+short warm-up: by default one that other gradient methods share; with `sharing=strict` that of the released
+scripts, but on a random 5 % instead of the first 500 steps of a run on everything, and without training the
+projector. The released scripts load a merged model and put its adapters on it again; here they count once. Target
+samples must not be those the benchmarks score.
 """
 
 from __future__ import annotations

@@ -24,4 +24,5 @@ SHARED: Final = WarmUp(
 ICONS: Final = WarmUp(
     recipe={**SHARED.recipe, "lora_targets": "linear", "epochs": 1.0, "global_batch": 128},
 )
-"""One epoch of adapters on all linear maps, as LLaVA trains them (released scripts of arXiv 2501.00654)."""
+"""One epoch of adapters on all linear maps of the language model, as in the released scripts of arXiv 2501.00654;
+the projector, which LLaVA trains along with them, stays as it is."""
