@@ -9,6 +9,8 @@ from harness.errors import HarnessError
 from harness.keys import digest, file_digest
 from harness.types import Backbone
 
+MINIWORLD = "miniworld:"
+"""How names of the shipped models begin."""
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 PROCESSOR = (
     "tokenizer.json",
@@ -33,10 +35,10 @@ def backbone(name: str, path: str, revision: str = "") -> Backbone:
 
 def model_folder(name: str, path: str, revision: str = "") -> Path:
     """The local folder of a model given as a path, as `miniworld:NAME`, or as a hub id with a revision."""
-    if path.startswith("miniworld:"):
+    if path.startswith(MINIWORLD):
         from harness.miniworld import weights_dir
 
-        return Path(weights_dir(path.removeprefix("miniworld:")))
+        return Path(weights_dir(path.removeprefix(MINIWORLD)))
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -44,9 +46,17 @@ def model_folder(name: str, path: str, revision: str = "") -> Path:
         raise HarnessError(f"model '{name}': there is no folder {path}.")
     if not revision:
         raise HarnessError(
-            f"model '{name}': {path} is neither a folder here nor pinned: set backbone.revision to a commit of it."
+            f"model '{name}': {path} is neither a folder here nor pinned: write {path}@COMMIT, "
+            "or for a backbone set backbone.revision."
         )
     return _from_hub(name, path, revision)
+
+
+def is_shipped(model: Backbone) -> bool:
+    """Whether a model is one of miniworld's own, which know nothing else."""
+    from harness.miniworld import WEIGHTS_ROOT
+
+    return Path(model.path).resolve().parent == WEIGHTS_ROOT.resolve()
 
 
 def _from_hub(name: str, repo: str, revision: str) -> Path:
@@ -57,7 +67,7 @@ def _from_hub(name: str, repo: str, revision: str) -> Path:
     except Exception as e:  # offline, no such repository, no access: all the user's to settle
         raise HarnessError(
             f"model '{name}': {repo}@{revision} is not in the local cache and cannot be fetched "
-            f"({type(e).__name__}): download it first, or set backbone.path to a folder."
+            f"({type(e).__name__}): download it first, or name a folder in its place."
         ) from e
 
 

@@ -13,6 +13,7 @@ from harness.errors import HarnessError, unknown_name
 from harness.evalspec import eval_spec
 from harness.keys import plain, stage_key
 from harness.labelling_lessons import lessons_stage
+from harness.models import MINIWORLD, is_shipped
 from harness.models import backbone as read_backbone
 from harness.pool import Pool, open_pool
 from harness.registry import configured, feature_pass, make_selector, selector_spec
@@ -148,6 +149,7 @@ def _add_pass(plan: Plan, cell: Cell, ref: PassRef) -> str:
     elif ref.model == "trained":
         inputs["train.model"] = _add_taught(plan, cell, ref)
     elif ref.model:
+        _refuse_toy(cell, ref, pool)
         model = cell.backbone if ref.model == "mid" else read_backbone(ref.label, *_pinned(ref.model))
         params["model"] = getattr(model, "processor" if plugin.cls.identity == "processor" else "revision")
         settings["model_path"] = model.path
@@ -162,6 +164,20 @@ def _add_pass(plan: Plan, cell: Cell, ref: PassRef) -> str:
             settings=settings,
             label=label,
         )
+    )
+
+
+def _refuse_toy(cell: Cell, ref: PassRef, pool: Pool) -> None:
+    """Raise HarnessError where a model of miniworld's, some selectors' default, would judge for a real backbone.
+
+    It would choose almost at random, and nothing would show it.
+    """
+    if not ref.model.startswith(MINIWORLD) or pool.name.startswith("miniworld-") or is_shipped(cell.backbone):
+        return
+    named = [f"selector.{name}" for name, value in cell.selector.config.items() if value == ref.model]
+    raise HarnessError(
+        f"{cell.method}: {ref.model} knows miniworld only, neither pool '{pool.name}' nor backbone "
+        f"'{cell.backbone.name}': set {' and '.join(named) or 'its model'} to a folder or a pinned hub id."
     )
 
 

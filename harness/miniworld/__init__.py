@@ -6,7 +6,11 @@ from harness.errors import unknown_name
 from harness.miniworld.build import ensure_pool
 from harness.miniworld.suite import ensure_suite, mini_suite
 
-__all__ = ["ensure_pool", "ensure_suite", "mini_suite", "weights_dir"]
+__all__ = ["WEIGHTS_ROOT", "ensure_pool", "ensure_suite", "mini_suite", "weights_dir"]
+
+
+WEIGHTS_ROOT = Path(__file__).parent / "weights"
+"""Where the shipped models are, a folder each."""
 
 
 def weights_dir(name: str) -> Path:
@@ -14,8 +18,7 @@ def weights_dir(name: str) -> Path:
 
     Raises HarnessError for a name nothing is shipped under.
     """
-    root = Path(__file__).parent / "weights"
-    names = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    names = sorted(p.name for p in WEIGHTS_ROOT.iterdir()) if WEIGHTS_ROOT.is_dir() else []
     if name not in names:
         raise unknown_name("miniworld model", name, names)
-    return root / name
+    return WEIGHTS_ROOT / name

@@ -14,6 +14,7 @@ from harness.benchmarks import LMMS14, Benchmark, Suite
 from harness.cells import Cell, canonical_cell, cell_key, with_baselines
 from harness.errors import HarnessError
 from harness.keys import stage_key
+from harness.miniworld import weights_dir
 from harness.plan import Plan, make_plan
 from harness.registry import Plugin, selector_spec
 from harness.types import Backbone, Budget, TrainSpec, WarmUp
@@ -62,6 +63,15 @@ def test_seeds_share_the_scoring_and_another_backbone_shares_nothing_but_the_tok
     assert found == {"features": 1, "score": 1, "select": 2, "train": 3, "evaluate": 6}
     other = replace(twin, processor="p2")
     assert kinds(make_plan([cell, replace(cell, backbone=other)]))["features"] == 2
+
+
+def test_a_toy_does_not_judge_real_samples_for_a_real_backbone(cell: Cell) -> None:
+    asking = replace(cell, selector=selector_spec("clip_score", {}))
+    with pytest.raises(HarnessError, match=r"'small' nor backbone 'tiny': set selector\.model to a folder"):
+        make_plan([asking])
+    shipped = replace(TINY, path=str(weights_dir("tiny")))
+    make_plan([replace(asking, backbone=shipped)])
+    make_plan([replace(asking, pool=replace(cell.pool, name="miniworld-100-s0-v1"))])
 
 
 def test_everything_of_budget_one_is_the_full_run(cell: Cell) -> None:
