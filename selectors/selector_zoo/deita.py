@@ -77,7 +77,7 @@ class Deita(Selector):
     """Keep complex questions with good answers, none too like another."""
 
     name = "deita"
-    version = 1
+    version = 2
     Config = DeitaConfig
     uncertain = ("how row Deita of arXiv 2503.13383 fed pictures to text scorers, and its embedding",)
 
@@ -111,10 +111,11 @@ class Deita(Selector):
         given = [np.asarray(features[part]["turns"], dtype=np.float64) for part in self.config.graded]
         turns = np.prod(given, axis=0)
         places = np.arange(turns.shape[1]) < (pool.column("n_turns") // 2)[:, None]
+        if self.config.turns == "first":
+            turns, places = turns[:, :1], places[:, :1]
         unknown = (places & np.isnan(turns)).any(axis=1)
         unknown |= np.isnan(np.asarray(features["embedding"]["hidden"][:, 0], dtype=np.float32))
-        counted = turns[:, :1] if self.config.turns == "first" else turns
-        total = np.nansum(counted, axis=1)
+        total = np.nansum(turns, axis=1)
         if self.config.turns == "mean":
             total = total / places.sum(axis=1)
         return {"score": np.where(unknown, np.nan, total).astype(np.float32)}

@@ -30,7 +30,7 @@ NAMES = selector_names()
 GOLDEN: dict[tuple[str, int], str] = {
     ("clip_score", 1): "a3b7a0c1534c4cc43bbf9d6e1c2697277ffb600ad7c50aff588f91b9dcd141e0",
     ("coincide", 1): "220e87caa13ebe4da1422a4d114a7320826401ca0c3b25f7c212b66d73f83d02",
-    ("deita", 1): "96054e4343bd609528101d3e5e965b3990ef1e8685ec217f5cad75947b869a70",
+    ("deita", 2): "96054e4343bd609528101d3e5e965b3990ef1e8685ec217f5cad75947b869a70",
     ("e5v", 1): "e8b33d5d3c8358843ac34ce596281bbbd371fc8d82b238f5e5fab26ac0945d01",
     ("el2n", 1): "c7226f5b595ddacc57ef8efb5be795b1501008b55d2aea41d7e18b7c875fd917",
     ("full", 1): "ffa11ef7cbb6c8a309eff770874d2c219e7cd63bdbe2c65780582bbca5a621e5",

@@ -85,6 +85,15 @@ def test_grades_multiply_within_a_turn_and_add_over_turns(tmp_path: Path) -> Non
     np.testing.assert_allclose(missing["score"], [6, NAN, NAN, 11])
 
 
+def test_a_later_turn_without_a_grade_matters_only_where_it_counts(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", 4)
+    features = columns([[2, NAN], [4, NAN], [1, NAN], [3, NAN]], np.ones((4, 2)).tolist(), np.eye(4))
+    for turns, last in (("first", 3), ("sum", NAN), ("mean", NAN)):
+        found = make(turns=turns).score(pool, features)
+        assert found is not None
+        np.testing.assert_allclose(found["score"], [2, 4, 1, last])
+
+
 @pytest.mark.parametrize(("n", "kept"), [(1, [0]), (3, [0, 2, 3]), (4, [0, 2, 3, 1]), (5, [0, 2, 3, 1, 4])])
 def test_the_worked_example_of_the_filter(n: int, kept: list[int], tmp_path: Path) -> None:
     """b is too like a, e too like d; they fill up in the order of their scores."""
