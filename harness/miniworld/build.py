@@ -22,7 +22,7 @@ from harness.miniworld.sources import Sample, draw_sample, quotas
 from harness.pool import IMAGE_TOKEN
 from harness.pool_write import PoolWriter
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Raised when the same size and seed would give another pool or other questions."""
 
 

@@ -201,12 +201,13 @@ def yes_no(scene: Scene, rng: Random) -> Question:
 def confirm(q: Question, true: bool) -> Question:
     """Ask whether a short question's answer is the right one (true) or its wrong one (false).
 
-    The answer names what is seen before it judges, as a caption does that is told what to expect.
+    As in a caption that is told what to expect, the claim is said last, and the answer names what is seen before
+    it judges: what captions teach a tiny model about claims holds where captions have them, and nowhere else.
     """
     offered = q.answer if true else q.wrong
     agreed, denied = f"{offered}, as said: yes", f"{q.wrong if true else q.key}, not {offered}: no"
     answers = (agreed, denied) if true else (denied, agreed)
-    text = f"{q.text} It is said to be {offered}, yes or no?"
+    text = f"yes or no: {q.text} It is said to be {offered}"
     return Question(text, *answers, "yes/no", f"yes/no {q.skill}", "yes" if true else "no")
 
 

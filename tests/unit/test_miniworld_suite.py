@@ -60,6 +60,16 @@ def test_pairs_rotations_and_clusters(docs: dict[str, list[dict[str, Any]]]) -> 
     assert len({d["cluster"] for d in docs["short"]}) == 40
 
 
+def test_the_statements_of_a_pair_differ_in_their_last_words(docs: dict[str, list[dict[str, Any]]]) -> None:
+    """Captions end with the claim, and nothing else has taught a backbone to judge one."""
+    pairs: defaultdict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for d in docs["yesno"]:
+        pairs[d["pair"]].append(tuple(d["question"].split(" It is said to be ")))
+    for (asked, claim), (again, other) in pairs.values():
+        assert asked == again
+        assert claim != other
+
+
 def perfect(name: str, doc: dict[str, Any]) -> str:
     if name in ("choice", "circular"):
         return str(doc["options"]["ABCD".index(doc["answer"])])
