@@ -72,13 +72,19 @@ class Selector:
     version: ClassVar[int]
     Config: ClassVar[type]
     """A dataclass of plain values; it becomes a Hydra option by itself."""
-    nested: ClassVar[bool] = True
-    """True where a smaller budget of the same seed is always a subset of a larger one."""
     uncertain: ClassVar[tuple[str, ...]] = ()
     """What is not published of the method and decided here; every card says it, and tables name the method."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @property
+    def nested(self) -> bool:
+        """True where a smaller budget of the same seed is always a subset of a larger one.
+
+        `nested = False` in a subclass replaces it; where settings decide, a property of its own does.
+        """
+        return True
 
     def needs(self) -> tuple[PassRef, ...]:
         """The feature passes to run first."""

@@ -163,9 +163,11 @@ def make_selector(spec: SelectorSpec) -> Selector:
 
 
 def selector_spec(name: str, config: Mapping[str, Json]) -> SelectorSpec:
-    """Resolve a name and plain settings to a spec with every default filled in."""
+    """Resolve a name and plain settings to a spec with all defaults but those of fields marked OMIT_DEFAULT."""
     plugin = selector(name)
-    full = dataclasses.asdict(configured(plugin.cls, config))
+    made = configured(plugin.cls, config)
+    later = {f.name: f.default for f in dataclasses.fields(made) if f.metadata.get("omit_default")}
+    full = {k: v for k, v in dataclasses.asdict(made).items() if k not in later or v != later[k]}
     return SelectorSpec(
         name=name,
         distribution=plugin.distribution,

@@ -44,15 +44,18 @@ class Work:
     weights: int
 
 
-def model_work(pool_path: str, model: Path, samples: float, per_token: float, added: float = 0) -> Work | None:
+def model_work(
+    pool_path: str, model: Path, samples: float, per_token: float, added: float = 0, views: str = "checkpoint"
+) -> Work | None:
     """Work of a model on some samples like those of a pool; None where the model's weights cannot be counted.
 
-    `per_token` is the number of operations per weight and token, `added` the tokens a sample has besides its own.
+    `per_token` is the number of operations per weight and token, `added` the tokens a sample has besides its own,
+    `views` how much of a picture is seen, as in `Geometry`.
     """
     weights = count_weights(model)
     if not weights:
         return None
-    tokens = samples * (mean_tokens(pool_path, model) + added)
+    tokens = samples * (mean_tokens(pool_path, model, views) + added)
     return Work(samples=samples, tokens=tokens, flops=per_token * weights * tokens, weights=weights)
 
 
@@ -69,19 +72,19 @@ def count_weights(folder: Path) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def mean_tokens(pool_path: str, model: Path) -> float:
+def mean_tokens(pool_path: str, model: Path, views: str = "checkpoint") -> float:
     """Tokens of a mean sample of a pool: its words, and its images as the model's configuration cuts them."""
     pool = open_pool(pool_path)
     words = float(np.mean(pool.column("n_words")))
-    return TOKENS_PER_WORD * words + _image_tokens(pool, json.loads((model / "config.json").read_text()))
+    return TOKENS_PER_WORD * words + _image_tokens(pool, json.loads((model / "config.json").read_text()), views)
 
 
-def _image_tokens(pool: Pool, config: dict[str, Any]) -> float:
+def _image_tokens(pool: Pool, config: dict[str, Any], views: str) -> float:
     """Visual tokens of a mean sample; its first image stands for all."""
     some = np.linspace(0, pool.n - 1, min(pool.n, _SAMPLED)).astype(int)
     count, height, width = (pool.column(name)[some] for name in ("n_images", "height", "width"))
     if "image_grid_pinpoints" in config:
-        geometry = Geometry.from_config(config)
+        geometry = Geometry.from_config(config, views)
         seen = [
             tokens_of(int(h), int(w), geometry) if n else 0 for n, h, w in zip(count, height, width, strict=True)
         ]

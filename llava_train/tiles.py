@@ -26,6 +26,9 @@ Tiles = npt.NDArray[np.uint8]
 SQUARE_FILL: Final = 127
 """Colour around an image squared for a multi-image sample: the processor's mean of 0.5."""
 
+VIEWS: Final = ("checkpoint", "single")
+"""How much of a lone image is seen: what the model's configuration says, or its base view alone."""
+
 _SHRINK_ABOVE: Final = 1.1
 
 
@@ -39,8 +42,12 @@ class Geometry:
     """Allowed canvases as (height, width), in order of preference on ties."""
     max_tiles: int = 9
     """Feature maps clearly larger than this many tiles are shrunk (`anyres_max_9`)."""
+    views: str = "checkpoint"
+    """`checkpoint`: a lone image is a base view and its canvas in tiles; `single`: the base view, nothing else."""
 
     def __post_init__(self) -> None:
+        if self.views not in VIEWS:
+            raise HarnessError(f"views={self.views} is none of {', '.join(VIEWS)}.")
         if not self.pinpoints or any(h % self.tile or w % self.tile for h, w in self.pinpoints):
             raise HarnessError(
                 f"the image grid {list(self.pinpoints)} does not fit tiles of {self.tile} pixels: make every "
@@ -48,8 +55,11 @@ class Geometry:
             )
 
     @classmethod
-    def from_config(cls, config: Any) -> Geometry:
-        """Read the geometry from a `LlavaOnevisionConfig` or from its config.json as a mapping."""
+    def from_config(cls, config: Any, views: str = "checkpoint") -> Geometry:
+        """Read the geometry from a `LlavaOnevisionConfig` or from its config.json as a mapping.
+
+        Raises HarnessError where canvases are no multiples of a tile, and for views that are none of VIEWS.
+        """
         raw: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
         vision = raw.get("vision_config") or {}
         tile = int(vision.get("image_size", 384))
@@ -60,6 +70,7 @@ class Geometry:
             patch=int(vision.get("patch_size", 14)),
             pinpoints=tuple((int(h), int(w)) for h, w in pinpoints),
             max_tiles=int(aspect.removeprefix("anyres_max_")),
+            views=views,
         )
 
     @property
@@ -74,7 +85,7 @@ class Geometry:
 
     @property
     def lone_tokens(self) -> int:
-        """Tokens of one image of a multi-image sample: one tile and one newline token."""
+        """Tokens of an image that is one tile: those of the tile and one newline token."""
         return self.tile_tokens + 1
 
 
@@ -97,6 +108,8 @@ def canvas(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
 
 def tile_count(height: int, width: int, geometry: Geometry) -> int:
     """Tiles an image of a single-image sample is cut into, the base tile included."""
+    if geometry.views == "single":
+        return 1
     h, w = canvas(height, width, geometry)
     return 1 + (h // geometry.tile) * (w // geometry.tile)
 
@@ -104,6 +117,8 @@ def tile_count(height: int, width: int, geometry: Geometry) -> int:
 @functools.lru_cache(maxsize=65536)
 def tokens_of(height: int, width: int, geometry: Geometry) -> int:
     """Tokens an image takes in the language model: base tile, unpadded map and one newline token a row."""
+    if geometry.views == "single":
+        return geometry.lone_tokens
     rows, columns = _map_shape(height, width, geometry)
     return geometry.tile_tokens + rows * (columns + 1)
 
@@ -139,6 +154,9 @@ def cut(image: Image, geometry: Geometry) -> Tiles:
     from PIL import Image as pil
 
     side = geometry.tile
+    base = np.asarray(image.resize((side, side), pil.Resampling.BICUBIC)).transpose(2, 0, 1)
+    if geometry.views == "single":
+        return base[None]
     canvas_h, canvas_w = canvas(image.height, image.width, geometry)
     height, width = _fitted(image.height, image.width, canvas_h, canvas_w)
     rows, columns = canvas_h // side, canvas_w // side
@@ -147,7 +165,7 @@ def cut(image: Image, geometry: Geometry) -> Tiles:
     fitted = image.resize((width, height), pil.Resampling.BICUBIC)
     board[top : top + height, left : left + width] = np.asarray(fitted)
     tiles = np.empty((1 + rows * columns, 3, side, side), dtype=np.uint8)
-    tiles[0] = np.asarray(image.resize((side, side), pil.Resampling.BICUBIC)).transpose(2, 0, 1)
+    tiles[0] = base
     grid = board.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
     tiles[1:] = grid.reshape(rows * columns, 3, side, side)
     return tiles

@@ -7,12 +7,16 @@ no score and are kept last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from harness.api import Features, PassRef, Pool, Scores, Selector
+from harness.api import Features, PassRef, Pool, Scores, Selection, Selector
 from harness.errors import HarnessError
+from harness.types import OMIT_DEFAULT
+from selector_zoo.bands import keep_band
+from selector_zoo.shares import SCOPES, groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +32,14 @@ class ClipScoreConfig:
     """Keep the best agreeing (`top`) or those nearest the median (`mid`)."""
     tie: str = "hash"
     """Equal scores by seeded uid hash, or by `index`."""
+    scope: str = field(default="global", metadata=OMIT_DEFAULT)
+    """One ranking and median for the whole pool (`global`), or for each `source` with its share of the budget."""
 
     def __post_init__(self) -> None:
         if self.direction not in ("top", "mid"):
-            raise HarnessError(f"clip_score: direction={self.direction} is neither top nor mid")
+            raise HarnessError(f"clip_score: direction={self.direction} is neither top nor mid.")
+        if self.scope not in SCOPES:
+            raise HarnessError(f"clip_score: scope={self.scope} is none of {', '.join(SCOPES)}.")
 
 
 class ClipScore(Selector):
@@ -41,6 +49,12 @@ class ClipScore(Selector):
     version = 1
     Config = ClipScoreConfig
     uncertain = ("model, text view and band of row CLIP of arXiv 2503.13383 are not published",)
+    config: ClipScoreConfig
+
+    @property
+    def nested(self) -> bool:
+        """Not by source: shares are rounded."""
+        return self.config.scope == "global"
 
     def needs(self) -> tuple[PassRef, ...]:
         """Image and text embeddings of one CLIP model."""
@@ -50,5 +64,19 @@ class ClipScore(Selector):
         """Cosine of the two embeddings, in [-1, 1]; NaN where a sample has no image."""
         cosine = np.asarray(features["clip"]["cosine"], dtype=np.float32)
         if self.config.direction == "mid":
-            cosine = -np.abs(cosine - np.nanmedian(cosine))
+            cosine = -np.abs(cosine - medians(pool, cosine, self.config.scope))
         return {"score": cosine}
+
+    def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
+        """The highest scores, of the pool or of each source."""
+        c = self.config
+        return keep_band(pool, scores["score"], n, seed, band="top", tie=c.tie, scope=c.scope)
+
+
+def medians(pool: Pool, values: npt.NDArray[np.float32], scope: str) -> npt.NDArray[np.float32]:
+    """For each sample the median of the known values (n,) in its scope, (n,); NaN where none is known."""
+    names, group, _ = groups(pool, scope)
+    known = ~np.isnan(values)
+    parts = [values[known & (group == i)] for i in range(len(names))]
+    middle = np.array([np.median(part) if len(part) else np.nan for part in parts], dtype=np.float32)
+    return middle[group]

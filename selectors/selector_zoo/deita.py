@@ -11,14 +11,14 @@ embedding is the state of the backbone at the end of the conversation, picture i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
 from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError
-from harness.types import Json
+from harness.types import OMIT_DEFAULT, Json
 from selector_zoo.diversity import cosine_quantiles, diverse
 from selector_zoo.prompts import OFFICIAL, load_pack, text_digest
 
@@ -49,6 +49,8 @@ class DeitaConfig:
     """`mm`: `embedding_model` reads picture and text as in training; `text`: a language model reads the text."""
     embedding_model: str = "mid"
     """`mid` (the backbone before SFT), `warm`, a folder, or a pinned hub id."""
+    views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
+    """How much of a picture `embedding_model` sees: the tiles of training, or a `single` base view (cheaper)."""
     max_length: int = 2048
     """Tokens of a text prompt; longer ones lose the end of their text."""
     tie: str = "hash"
@@ -99,7 +101,8 @@ class Deita(Selector):
             for part in config.graded
         ]
         if config.embedder == "mm":
-            embedding = PassRef(name="forward", model=config.embedding_model, config={"hidden": "post_norm"})
+            seen: dict[str, Json] = {"hidden": "post_norm", "views": config.views}
+            embedding = PassRef(name="forward", model=config.embedding_model, config=seen)
         else:
             words = {"template": pack.template("conversation"), "system": pack.templates.get("system", "")}
             asked: dict[str, Json] = {"part": "embedding", "max_length": config.max_length, **words}

@@ -11,7 +11,7 @@ and are kept last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,11 @@ import numpy.typing as npt
 from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError
 from harness.keys import mix64
-from harness.types import Json
+from harness.types import OMIT_DEFAULT, Json
+from selector_zoo.bands import keep_band
 from selector_zoo.kmeans import Rows, spherical_kmeans
 from selector_zoo.prompts import PromptPack, load_pack
-from selector_zoo.random_stratified import largest_remainder, place_in_group
+from selector_zoo.shares import SCOPES, largest_remainder, place_in_group
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,15 +56,25 @@ class E5vSelectorConfig:
     """Decides the first centroids."""
     tie: str = "hash"
     """Equal scores by seeded uid hash, or by `index`."""
+    scope: str = field(default="global", metadata=OMIT_DEFAULT)
+    """With `similarity`, one ranking of the whole pool (`global`), or one a `source`, each with its share of the
+    budget."""
 
     def __post_init__(self) -> None:
-        allowed = {"text": ("qa", "q", "a"), "mode": ("similarity", "cluster"), "tie": ("hash", "index")}
+        allowed = {
+            "text": ("qa", "q", "a"),
+            "mode": ("similarity", "cluster"),
+            "tie": ("hash", "index"),
+            "scope": SCOPES,
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise HarnessError(f"e5v: {name}={getattr(self, name)} is none of {', '.join(values)}.")
         for name in ("text_tokens", "clusters", "iterations"):
             if getattr(self, name) < 1:
                 raise HarnessError(f"e5v: {name}={getattr(self, name)} must be at least 1.")
+        if self.mode == "cluster" and self.scope != "global":
+            raise HarnessError("e5v: scope belongs to mode=similarity; leave it out with mode=cluster.")
 
 
 class E5v(Selector):
@@ -72,12 +83,16 @@ class E5v(Selector):
     name = "e5v"
     version = 1
     Config = E5vSelectorConfig
-    nested = False
-    """Only mode `similarity` is: shares of clusters are rounded, and small budgets have clusters of their own."""
     uncertain = (
         "similarity or clusters: row E5-V of arXiv 2503.13383 does not say what the embeddings are used for",
         "text: neither which turns are embedded nor how many tokens is published",
     )
+    config: E5vSelectorConfig
+
+    @property
+    def nested(self) -> bool:
+        """Only one ranking of all is: shares are rounded, and small budgets have clusters of their own."""
+        return self.config.mode == "similarity" and self.config.scope == "global"
 
     def needs(self) -> tuple[PassRef, ...]:
         """Embeddings of picture and text by one model."""
@@ -108,7 +123,7 @@ class E5v(Selector):
         prompts = prompt_pack(c.prompts).official or "own"
         card: dict[str, Json] = {"mode": c.mode, "prompts": prompts}
         if c.mode == "similarity":
-            plain = super().select(pool, scores, features, n, seed)
+            plain = keep_band(pool, scores["score"], n, seed, band="top", tie=c.tie, scope=c.scope)
             return Selection(positions=plain.positions, card={**plain.card, **card})
         # No more clusters than samples: below that, the ones that score() made do not do.
         made = scores if n >= c.clusters else self._clustered(pool, features, n)

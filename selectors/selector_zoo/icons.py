@@ -24,7 +24,7 @@ import numpy.typing as npt
 from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError
 from harness.pool import open_pool
-from harness.types import Json
+from harness.types import OMIT_DEFAULT, Json
 from selector_zoo import warm_ups
 from selector_zoo.influence import influence, task_means
 
@@ -55,6 +55,8 @@ class IconsConfig:
     """Tokens of the loss: answers with their closing markers (`ans`), or all that training supervises (`sft`)."""
     max_length: int = 12000
     """Tokens of a sample after image expansion; longer ones lose text from the right."""
+    views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
+    """How much of a picture is seen: the tiles of training, or a `single` base view (cheaper)."""
     aggregate: str = "vote"
     """What is ranked: votes; or over tasks the `mean`, the `max`, the mean `rank`, the mean of 0 to 1 (`norm`)."""
     percent: float = 0.0
@@ -99,6 +101,7 @@ class Icons(Selector):
             "seed": config.projection_seed,
             "mask": config.mask,
             "max_length": config.max_length,
+            "views": config.views,
         }
         ref = PassRef(
             name="gradients",

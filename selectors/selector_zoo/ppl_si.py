@@ -79,12 +79,11 @@ class PplSi(ForwardBand):
         misleading = ratio >= 1
         # -1/x keeps the order of ratios from 1 upwards, below all that are smaller than 1.
         rank = np.where(misleading, -1 / np.maximum(ratio, 1), ratio)
-        chosen = keep_band(pool, rank, n, seed, band="top", tie=self.config.tie)
-        below = int((ratio < 1).sum())
+        chosen = keep_band(pool, rank, n, seed, band="top", tie=self.config.tie, scope=self.config.scope)
         card: dict[str, Json] = {
             **chosen.card,
             **leakage,
-            "n_topup": max(0, n - below),
+            "n_topup": n - int((ratio[chosen.positions] < 1).sum()),
             "n_above_1": int(misleading.sum()),
         }
         return replace(chosen, card=card)

@@ -8,13 +8,12 @@ one did: subsets are not nested.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from harness.api import Features, Pool, Scores, Selection, Selector
 from harness.keys import mix64, seed64
+from selector_zoo.shares import largest_remainder, place_in_group, strata
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +37,3 @@ class RandomStratified(Selector):
         order = np.argsort(rank, kind="stable")
         kept = order[place_in_group(stratum[order]) < quota[stratum[order]]]
         return Selection(positions=kept.astype(np.int32))
-
-
-def strata(pool: Pool) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Names of the pool's sources, each sample's index into them, shape (n,), and how many samples each has."""
-    _, first, stratum, sizes = np.unique(
-        pool.column("source_id"), return_index=True, return_inverse=True, return_counts=True
-    )
-    return [pool.record(int(i)).source for i in first], stratum, sizes
-
-
-def place_in_group(group: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """For each entry, how many of the same group stand before it."""
-    by_group = np.argsort(group, kind="stable")
-    ordered = group[by_group]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    run = np.repeat(starts, np.diff(np.append(starts, len(group))))
-    place = np.empty(len(group), dtype=np.int64)
-    place[by_group] = np.arange(len(group)) - run
-    return place
-
-
-def largest_remainder(sizes: npt.NDArray[np.int64], n: int, names: list[str]) -> npt.NDArray[np.int64]:
-    """Split `n` in proportion to `sizes`, exactly: what rounding down leaves goes to the largest remainders.
-
-    Equal remainders go by name. No share is larger than its size where `n` is at most their sum.
-    """
-    total = int(sizes.sum())
-    quota, remainder = np.divmod(sizes * n, total)
-    left = n - int(quota.sum())
-    first = sorted(range(len(sizes)), key=lambda i: (-remainder[i], names[i]))[:left]
-    quota[first] += 1
-    return np.asarray(quota, dtype=np.int64)

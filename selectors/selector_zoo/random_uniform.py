@@ -28,6 +28,12 @@ class Random(Selector):
     name = "random"
     version = 1
     Config = RandomConfig
+    config: RandomConfig
+
+    @property
+    def nested(self) -> bool:
+        """As configured."""
+        return self.config.nested
 
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
         """The first n of a seeded random order."""

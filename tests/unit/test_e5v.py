@@ -16,7 +16,7 @@ import torch
 from selector_zoo.e5v import E5v, E5vSelectorConfig, nearness, prompt_pack
 from selector_zoo.kmeans import spherical_kmeans
 from selector_zoo.passes.e5v import E5vConfig, E5vPass
-from selector_zoo.random_stratified import largest_remainder
+from selector_zoo.shares import largest_remainder
 
 from harness.api import PassContext, Pool
 from harness.errors import HarnessError

@@ -28,7 +28,7 @@ from harness.store import Attempt, Store
 from harness.sweep import Sweep, plan_sweep
 from harness.types import Backbone, Budget, Cost, Json, Stage, TrainSpec
 from harness.work import CPU_RATE, TOKENS_PER_WORD, Work, count_weights, mean_tokens, model_work, nominal_rate
-from llava_train.tiles import Geometry, tokens_of
+from llava_train.tiles import VIEWS, Geometry, tokens_of
 from tests.support import write_pool
 
 N = 40
@@ -51,8 +51,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def features(pool: Pool, model: Path, name: str = "clip") -> Stage:
-    params: dict[str, Json] = {"pass": name, "config": {}, "pool": pool.digest, "model": "m"}
+def features(pool: Pool, model: Path, name: str = "clip", **config: Json) -> Stage:
+    params: dict[str, Json] = {"pass": name, "config": config, "pool": pool.digest, "model": "m"}
     settings: dict[str, Json] = {"pool_path": pool.path, "model_path": str(model), "shard": 16}
     return Stage(kind="features", version=1, params=params, settings=settings, label=name)
 
@@ -174,6 +174,19 @@ def test_images_are_counted_as_the_backbone_cuts_them(pool: Pool) -> None:
     lone = tokens_of(24, 16, Geometry.from_config(json.loads((folder / "config.json").read_text())))
     words = TOKENS_PER_WORD * pool.column("n_words").mean()
     assert mean_tokens(pool.path, folder) == pytest.approx(words + 0.8 * lone)
+
+
+def test_a_pass_that_sees_one_view_is_estimated_so(tmp_path: Path, pool: Pool) -> None:
+    folder = weights_dir("tiny")
+    geometry = Geometry.from_config(json.loads((folder / "config.json").read_text()))
+    words = TOKENS_PER_WORD * pool.column("n_words").mean()
+    empty = Store(tmp_path).create()
+    whole, single = (seconds(empty, features(pool, folder, "forward", views=v)).work for v in VIEWS)
+    assert whole is not None
+    assert single is not None
+    assert whole.tokens == pytest.approx(N * mean_tokens(pool.path, folder))
+    assert single.tokens == pytest.approx(N * (words + 0.8 * geometry.lone_tokens))
+    assert single.tokens < whole.tokens
 
 
 def test_a_first_run_is_estimated_by_the_model(tmp_path: Path, pool: Pool, model: Path) -> None:

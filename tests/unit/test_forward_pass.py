@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,22 @@ def test_turns_are_the_answers_without_their_markers(pool: Pool, columns: dict[s
         assert np.isfinite(columns["turn_nll"][i]).sum() == len(answers)
         assert columns["n_tok_ans"][i] == sum(counts) + len(counts)
         assert np.nansum(columns["turn_nll"][i]) < columns["nll_sum_ans"][i]
+
+
+def test_a_single_view_is_the_sample_of_its_base_view(pool: Pool, columns: dict[str, Any]) -> None:
+    """Shorter by the tokens of the tiles; the same loss as a model whose configuration has one view."""
+    single, reasons = opened(views="single").run(pool, 0, N)
+    assert reasons == [""] * N
+    np.testing.assert_array_equal(single["n_tok_ans"], columns["n_tok_ans"])
+    one_view = replace(geometry(), views="single")
+    plainly = PoolIndex(pool=pool, tokenizer=tokenizer(), geometry=one_view, max_length=12000, mask="answer")
+    trained = PackedModel(load_backbone(backbone()))
+    for i in (0, 3, 4, 6, 7):
+        text = plainly.text(i)
+        pack = packed([Item(ids=text.ids, targets=text.targets, images=plainly.pixels(text), sizes=text.sizes)])
+        assert single["length"][i] == len(text.ids) <= columns["length"][i]
+        assert single["nll_sum_ans"][i] == pytest.approx(float(trained(pack).tokens.sum()), rel=1e-5)
+    assert (single["length"] < columns["length"]).any()
 
 
 def made_sample(answer: list[int], closing: list[int], ids: int = 8) -> Sample:

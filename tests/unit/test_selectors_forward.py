@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from selector_zoo.bands import keep_band
-from selector_zoo.random_stratified import largest_remainder, place_in_group
+from selector_zoo.shares import largest_remainder, place_in_group
 
 from harness.api import Pool, Selector
 from harness.errors import HarnessError
-from harness.registry import configured, selector
+from harness.keys import plain
+from harness.registry import configured, feature_pass, selector, selector_spec
 from tests.support import write_pool
 
 
@@ -79,11 +80,61 @@ def test_samples_without_a_score_only_fill_up(pool: Pool) -> None:
         chosen = keep_band(pool, score, 45, 0, band=band)
         assert not np.isnan(score[chosen.positions]).any()
         assert chosen.positions[0] == best
-        assert chosen.card == {"n_nan": 5, "n_topup": 0, "band": band}
+        assert chosen.card == {"n_nan": 5, "n_topup": 0, "scope": "global"}
         topped = keep_band(pool, score, 47, 0, band=band)
         assert topped.card["n_topup"] == 2
         assert topped.positions[:45].tolist() == chosen.positions.tolist()
     assert sorted(keep_band(pool, np.full(50, np.nan), 50, 0, band="middle").positions) == list(range(50))
+
+
+def test_a_range_of_quantiles_is_kept_from_its_middle_outwards(pool: Pool) -> None:
+    score = np.random.default_rng(4).permutation(50).astype(float)
+
+    def values(n: int, band: str) -> list[int]:
+        return sorted(int(score[i]) for i in keep_band(pool, score, n, 0, band=band).positions)
+
+    assert values(15, "0.2-0.5") == list(range(10, 25))
+    assert values(3, "0.2-0.5") == [16, 17, 18]
+    assert values(50, "0.2-0.5") == list(range(50))
+    assert values(20, "0-1") == values(20, "middle")
+    assert keep_band(pool, score, 15, 0, band="0.2-0.5").card["n_topup"] == 0
+    assert keep_band(pool, score, 18, 0, band="0.2-0.5").card["n_topup"] == 3
+    score[score < 10] = np.nan  # 40 are left, so ranks 8 to 19 of them
+    assert values(12, "0.2-0.5") == list(range(18, 30))
+
+
+def test_a_band_of_each_source_keeps_the_mixture(pool: Pool) -> None:
+    score = np.random.default_rng(5).normal(size=50)
+    sources = np.asarray(pool.sources())
+    for band in ("top", "middle", "bottom", "0.2-0.5"):
+        chosen = keep_band(pool, score, 25, 0, band=band, scope="source").positions
+        assert sorted(by_source(pool, chosen).values()) == [8, 8, 9]
+        for source, n in by_source(pool, chosen).items():
+            ascending = np.flatnonzero(sources == source)[np.argsort(score[sources == source])]
+            size = len(ascending)
+            if band.startswith("0"):
+                continue  # rounding within a range is the other test's
+            first = {"top": size - n, "bottom": 0, "middle": size // 2 - n // 2}[band]
+            assert set(ascending[first : first + n]) == {i for i in chosen if sources[i] == source}
+    everywhere = keep_band(pool, np.where(sources == "text", np.nan, score), 25, 0, band="top", scope="source")
+    assert by_source(pool, everywhere.positions)["text"] == everywhere.card["n_topup"] == 8
+
+
+def test_only_one_ranking_of_all_is_nested() -> None:
+    for name in ("el2n", "ppl_mid", "ppl_si", "clip_score", "e5v"):
+        assert make(name).nested
+        assert not make(name, scope="source").nested
+    assert not make("e5v", mode="cluster").nested
+    assert not make("random", nested=False).nested
+
+
+def test_settings_added_later_change_no_key_by_their_default() -> None:
+    assert "scope" not in selector_spec("ppl_mid", {}).config
+    assert "views" not in selector_spec("icons", {"views": "checkpoint"}).config
+    assert selector_spec("ppl_mid", {"scope": "source"}).config["scope"] == "source"
+    forward = feature_pass("forward").cls
+    assert plain(configured(forward, {"views": "checkpoint"})) == plain(configured(forward, {}))
+    assert plain(configured(forward, {"views": "single"})) != plain(configured(forward, {}))
 
 
 def test_perplexity_is_a_mean_over_tokens_not_over_turns(tmp_path: Path) -> None:
@@ -123,7 +174,8 @@ def test_selectors_ask_for_the_model_and_the_length_they_are_given() -> None:
     assert make("el2n").needs()[0].model == "warm"
     assert make("ppl_mid").needs()[0].model == "mid"
     (ref,) = make("ppl_mid", model="some/folder", max_length=512).needs()
-    assert (ref.name, ref.model, ref.config) == ("forward", "some/folder", {"max_length": 512})
+    assert (ref.name, ref.model) == ("forward", "some/folder")
+    assert ref.config == {"max_length": 512, "views": "checkpoint"}
     assert make("el2n", model="mid").needs() == make("ppl_mid").needs()
 
 
@@ -175,6 +227,10 @@ def test_stratified_keeps_the_mixture_and_draws_uniformly_within(pool: Pool) -> 
         ("el2n", {"mask": "answer"}, "ans, sft"),
         ("el2n", {"band": "mid"}, "top, middle, bottom"),
         ("ppl_mid", {"band": "low"}, "top, middle, bottom"),
+        ("ppl_mid", {"band": "0.5-0.2"}, "lower to a higher"),
+        ("ppl_mid", {"scope": "style"}, "global, source"),
+        ("clip_score", {"scope": "style"}, "global, source"),
+        ("e5v", {"scope": "source", "mode": "cluster"}, "similarity"),
         ("ppl_mid", {"tie": "random"}, "hash, index"),
         ("random_stratified", {"by": "source"}, "not known"),
     ],

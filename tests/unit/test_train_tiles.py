@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from harness.errors import HarnessError
 from llava_train.tiles import (
+    VIEWS,
     Geometry,
     blank,
     cut,
@@ -124,6 +126,34 @@ def test_samples_without_one_image() -> None:
     assert blank(TINY).shape == (1, 3, 48, 48)
 
 
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_single_view_is_the_base_view(name: str) -> None:
+    """The first tile of all, counted as the model counts an image of one tile, whatever its size."""
+    geometry = GEOMETRIES[name]
+    single = replace(geometry, views="single")
+    for height, width in _sizes(4, 300, seed=4):
+        image = _image(height, width)
+        np.testing.assert_array_equal(cut(image, single), cut(image, geometry)[:1])
+        assert image_tokens([(height, width)], single) == [geometry.tile_tokens + 1]
+        assert tokens_of(height, width, single) < tokens_of(height, width, geometry)
+        assert sample_tiles([(height, width)], single) == tile_count(height, width, single) == 1
+
+
+def test_several_images_have_one_view_anyhow() -> None:
+    single = replace(TINY, views="single")
+    sizes = [(50, 60), (90, 90)]
+    assert image_tokens(sizes, single) == image_tokens(sizes, TINY)
+    for ours, theirs in zip(*(cut_sample([_image(*s) for s in sizes], g) for g in (single, TINY)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_one_view_is_about_a_quarter_of_a_photograph() -> None:
+    sizes = [(480, 640), (375, 500), (768, 1024), (336, 336), (600, 800), (1080, 1920)]
+    whole, single = (sum(tokens_of(h, w, replace(ONEVISION, views=v)) for h, w in sizes) for v in VIEWS)
+    assert single == 730 * len(sizes)
+    assert 0.15 < single / whole < 0.3
+
+
 def test_geometry_reads_configs_and_their_json() -> None:
     from transformers import LlavaOnevisionConfig
 
@@ -131,11 +161,14 @@ def test_geometry_reads_configs_and_their_json() -> None:
     assert Geometry.from_config(config) == ONEVISION
     assert Geometry.from_config(json.loads(config.to_json_string())) == ONEVISION
     assert Geometry.from_config({}) == ONEVISION
+    assert Geometry.from_config(config, "single") == replace(ONEVISION, views="single")
 
 
 def test_a_grid_that_does_not_fit_is_refused() -> None:
     with pytest.raises(HarnessError, match="multiple of 48"):
         Geometry(tile=48, patch=8, pinpoints=((64, 48),))
+    with pytest.raises(HarnessError, match="views=base is none of checkpoint, single"):
+        Geometry.from_config({}, "base")
 
 
 def test_normalising_on_the_device_equals_the_processor() -> None:

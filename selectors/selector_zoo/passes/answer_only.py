@@ -7,7 +7,7 @@ sum over the same ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from harness.api import FeaturePass, Pool
 from harness.errors import HarnessError
-from harness.types import TrainSpec
+from harness.types import OMIT_DEFAULT, TrainSpec
 from llava_train.pool_index import PoolIndex
+from llava_train.tiles import VIEWS
 from selector_zoo.passes.forward import stored_dtype
 from selector_zoo.passes.forward_samples import Sample, read_samples
 
@@ -35,10 +36,14 @@ class AnswerOnlyConfig:
     """Tokens of the whole sample after image expansion, as in the forward pass."""
     dtype: str = "auto"
     """`float32`, `bfloat16`, or what config.json says (`auto`; 16 bits as bfloat16). Statistics are float32."""
+    views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
+    """As in the forward pass, `checkpoint` or `single`: tokens of pictures count towards `max_length`."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise HarnessError(f"answer_only: dtype={self.dtype} is none of auto, float32, bfloat16.")
+        allowed = {"dtype": ("auto", "float32", "bfloat16"), "views": VIEWS}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise HarnessError(f"answer_only: {name}={getattr(self, name)} is none of {', '.join(values)}.")
         if self.max_length < 1:
             raise HarnessError(f"answer_only: max_length={self.max_length} must be at least 1.")
 
@@ -59,7 +64,9 @@ class AnswerOnlyPass(FeaturePass):
 
         folder, config = Path(self.context.model_path), self.config
         dtype = stored_dtype(folder) if config.dtype == "auto" else config.dtype
-        self._scorer = Scorer.load(folder, dtype, self.context.device, spectrum=False, hidden="none")
+        self._scorer = Scorer.load(
+            folder, dtype, self.context.device, spectrum=False, hidden="none", views=config.views
+        )
         tokenizer = self._scorer.tokenizer
         role = tokenizer("assistant\n", add_special_tokens=False).input_ids
         self._header = np.array([specials(tokenizer).start, *role], dtype=np.int32)

@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from harness.api import FeaturePass, Pool
 from harness.errors import HarnessError
-from harness.types import TrainSpec
+from harness.types import OMIT_DEFAULT, TrainSpec
 from llava_train.pool_index import PoolIndex
+from llava_train.tiles import VIEWS
 from selector_zoo.passes.forward_samples import Reasons, Sample, complaint, read_samples, summary
 
 if TYPE_CHECKING:
@@ -46,9 +47,16 @@ class ForwardConfig:
     """Also columns `sve` and `tau`: entropy, and largest share, of the singular values of the token states."""
     hidden: str = "none"
     """Also column `hidden`: the state at the last end-of-turn marker, `pre_norm` or `post_norm`."""
+    views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
+    """How much of a picture is seen: the tiles the model's configuration says (`checkpoint`, as in training), or a
+    `single` base view, about a quarter of the work; pictures that share a sample are one view each anyhow."""
 
     def __post_init__(self) -> None:
-        allowed = {"dtype": ("auto", "float32", "bfloat16"), "hidden": ("none", "pre_norm", "post_norm")}
+        allowed = {
+            "dtype": ("auto", "float32", "bfloat16"),
+            "hidden": ("none", "pre_norm", "post_norm"),
+            "views": VIEWS,
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise HarnessError(f"forward: {name}={getattr(self, name)} is none of {', '.join(values)}.")
@@ -77,6 +85,7 @@ class ForwardPass(FeaturePass):
             self.context.device,
             spectrum=config.spectrum,
             hidden=config.hidden,
+            views=config.views,
         )
 
     def run(self, pool: Pool, start: int, stop: int) -> tuple[Columns, list[str]]:

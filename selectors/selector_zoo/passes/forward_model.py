@@ -46,7 +46,9 @@ class Scorer:
     """`none`, `pre_norm` or `post_norm`."""
 
     @classmethod
-    def load(cls, folder: Path, dtype: str, device: str, *, spectrum: bool, hidden: str) -> Scorer:
+    def load(
+        cls, folder: Path, dtype: str, device: str, *, spectrum: bool, hidden: str, views: str = "checkpoint"
+    ) -> Scorer:
         """Load a LLaVA-OneVision folder onto a device."""
         from transformers import AutoTokenizer
 
@@ -54,7 +56,7 @@ class Scorer:
         return cls(
             packed=PackedModel(model),
             tokenizer=AutoTokenizer.from_pretrained(folder),
-            geometry=Geometry.from_config(model.config),
+            geometry=Geometry.from_config(model.config, views),
             device=torch.device(device),
             spectrum=spectrum,
             hidden=hidden,

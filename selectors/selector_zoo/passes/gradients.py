@@ -8,7 +8,7 @@ by the weights they would change), for the selectors that compare gradients: ICO
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from harness.api import FeaturePass, Pool
 from harness.errors import HarnessError
-from harness.types import TrainSpec
+from harness.types import OMIT_DEFAULT, TrainSpec
 from llava_train.pool_index import PoolIndex, Text
+from llava_train.tiles import VIEWS
 from selector_zoo.passes.forward import DECODERS, ahead, stored_dtype
 from selector_zoo.passes.forward_samples import Reasons
 
@@ -46,6 +47,8 @@ class GradientsConfig:
     """Tokens of a sample after image expansion; longer ones lose text from the right, as in training."""
     dtype: str = "auto"
     """`float32`, `bfloat16`, or what config.json says (`auto`; 16 bits as bfloat16). Sums are float32."""
+    views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
+    """As in the forward pass: the tiles of training (`checkpoint`), or a `single` base view."""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -53,6 +56,7 @@ class GradientsConfig:
             "form": ("sgd", "adam", "adam_paper"),
             "mask": ("ans", "sft"),
             "dtype": ("auto", "float32", "bfloat16"),
+            "views": VIEWS,
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -85,6 +89,7 @@ class GradientsPass(FeaturePass):
             stored_dtype(folder) if config.dtype == "auto" else config.dtype,
             self.context.device,
             Kind(parameters=config.parameters, form=config.form, width=config.width, seed=config.seed),
+            config.views,
         )
 
     def run(self, pool: Pool, start: int, stop: int) -> tuple[Columns, list[str]]:

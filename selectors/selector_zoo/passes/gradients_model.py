@@ -81,7 +81,9 @@ class Differentiator:
     projection: Projection
 
     @classmethod
-    def load(cls, folder: Path, adapter: Path | None, dtype: str, device: str, kind: Kind) -> Differentiator:
+    def load(
+        cls, folder: Path, adapter: Path | None, dtype: str, device: str, kind: Kind, views: str = "checkpoint"
+    ) -> Differentiator:
         """Load a LLaVA-OneVision folder, and the adapters that are merged into it, onto a device.
 
         Raises HarnessError where Adam's moments are asked for and there are none.
@@ -102,7 +104,7 @@ class Differentiator:
         return cls(
             packed=PackedModel(model),
             tokenizer=AutoTokenizer.from_pretrained(folder),
-            geometry=Geometry.from_config(model.config),
+            geometry=Geometry.from_config(model.config, views),
             device=torch.device(device),
             maps=kept,
             adapters=adapters,
