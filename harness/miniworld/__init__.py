@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from harness.errors import unknown_name
-from harness.miniworld.build import ensure_pool
+from harness.miniworld.build import ensure_pool, truth_file
 from harness.miniworld.suite import ensure_suite, mini_suite
 
-__all__ = ["WEIGHTS_ROOT", "ensure_pool", "ensure_suite", "mini_suite", "weights_dir"]
+__all__ = ["WEIGHTS_ROOT", "ensure_pool", "ensure_suite", "mini_suite", "truth_file", "weights_dir"]
 
 
 WEIGHTS_ROOT = Path(__file__).parent / "weights"

@@ -14,26 +14,37 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from harness.errors import HarnessError
 from harness.keys import seed64
 from harness.miniworld import teachers
 from harness.miniworld.defects import SHARES, repeat, spoil
 from harness.miniworld.render import picture
-from harness.miniworld.sources import Sample, draw_sample, quotas
+from harness.miniworld.sources import SOURCES, Sample, draw_sample, quotas
 from harness.pool import IMAGE_TOKEN
 from harness.pool_write import PoolWriter
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Raised when the same size and seed would give another pool or other questions."""
 
 
 def ensure_pool(n: int = 8000, seed: int = 0, root: Path = Path("runs/miniworld")) -> Path:
     """The folder of the miniworld pool of `n` samples, generated where it is not there yet.
 
-    Beside it lie `truth.parquet` (what is wrong with each uid) and `teachers.parquet` (capability scores and
-    styles by uid), which no selector may read.
+    Beside it lies `teachers.parquet` (capability scores and styles by uid, as labels for a scorer of one's own);
+    what is wrong with each uid lies elsewhere, see `truth_file`. Raises HarnessError for fewer than 10 samples.
     """
+    if n < len(SOURCES):
+        raise HarnessError(f"pool.miniworld={n}: a miniworld has at least {len(SOURCES)} samples, one a source.")
     name = f"miniworld-{n}-s{seed}-v{VERSION}"
     return make_once(root / name, lambda tmp: _write(n, seed, name, tmp)) / "pool"
+
+
+def truth_file(pool: Path) -> Path:
+    """The hidden table of a miniworld pool: uid, source, defect, original, skills and styles.
+
+    It is for the analysis of what selectors keep, and lies in a folder apart from everything they are given.
+    """
+    return pool.parent.parent / "truth" / f"{pool.parent.name}.parquet"
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -65,7 +76,7 @@ def draw_pool(n: int, seed: int) -> list[Sample]:
     for source, size in quotas(n).items():
         for i in range(size):
             rng = Random(seed64("miniworld", VERSION, seed, source, i))
-            sample = draw_sample(source, rng)
+            sample = draw_sample(source, i, rng)
             defect = rng.choices(list(SHARES), list(SHARES.values()))[0]
             if defect == "duplicate":
                 copies.append(len(samples))
@@ -87,8 +98,16 @@ def _write(n: int, seed: int, name: str, out: Path) -> None:
             writer.add(record(samples[i], uids[i]), functools.partial(_picture, samples[i]))
     truth = [_truth(s, uid, uids) for s, uid in zip(samples, uids, strict=True)]
     labels = [_labels(s, uid) for s, uid in zip(samples, uids, strict=True)]
-    pq.write_table(pa.Table.from_pylist(truth), out / "truth.parquet")
     pq.write_table(pa.Table.from_pylist(labels), out / "teachers.parquet")
+    _hide(pa.Table.from_pylist(truth), truth_file(out.with_name(name) / "pool"))
+
+
+def _hide(truth: pa.Table, file: Path) -> None:
+    """Write the truth table whole or not at all; it is there before its pool is."""
+    file.parent.mkdir(exist_ok=True)
+    tmp = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    pq.write_table(truth, tmp)
+    tmp.replace(file)
 
 
 def record(sample: Sample, uid: str) -> dict[str, Any]:

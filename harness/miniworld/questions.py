@@ -111,11 +111,16 @@ def compare(scene: Chart, rng: Random) -> Question:
 def difference(scene: Chart, rng: Random) -> Question:
     low, high = sorted(rng.sample(scene.bars, 2), key=lambda b: b[1])
     text = f"How much higher is the {high[0]} bar than the {low[0]} bar? Think step by step."
-    gap = high[1] - low[1]
-    right = f"The {high[0]} bar is {high[1]}. The {low[0]} bar is {low[1]}. {high[1]} - {low[1]} = {gap}"
-    bad = other_digit(rng, high[1])
-    wrong = f"The {high[0]} bar is {bad}. The {low[0]} bar is {low[1]}. {bad} - {low[1]} = {bad - low[1]}"
-    return Question(text, right, wrong, "chain-of-thought", "difference", str(gap))
+    # Misread is the one bar or the other, never so that the higher one would be the lower: that would show.
+    misread = [(h, low[1]) for h in range(low[1] + 1, 10) if h != high[1]]
+    misread += [(high[1], value) for value in range(1, high[1]) if value != low[1]]
+
+    def reckoned(h: int, value: int) -> str:
+        return f"The {high[0]} bar is {h}. The {low[0]} bar is {value}. {h} - {value} = {h - value}"
+
+    # A draw of eight, as `other_digit` makes: the tokenizers of the shipped models were learnt from such a stream.
+    right, wrong = reckoned(high[1], low[1]), reckoned(*misread[rng.randrange(8) % len(misread)])
+    return Question(text, right, wrong, "chain-of-thought", "difference", str(high[1] - low[1]))
 
 
 # Printed text, tables, handwriting

@@ -74,10 +74,10 @@ def quotas(n: int) -> dict[str, int]:
     return sizes
 
 
-def draw_sample(name: str, rng: Random) -> Sample:
-    """Draw a sound sample of one source."""
+def draw_sample(name: str, number: int, rng: Random) -> Sample:
+    """Draw a sound sample of one source, its kinds of picture in turn by the sample's number."""
     source = SOURCES[name]
-    kind = rng.choice(source.kinds)
+    kind = source.kinds[number % len(source.kinds)]
     seed = rng.getrandbits(32)
     if not kind:
         return Sample(source=name, scene=None, shown=None, turns=(q.text_only(rng),), render_seed=seed)

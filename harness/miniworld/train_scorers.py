@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -41,8 +41,8 @@ Lesson = tuple[str, int]
 
 def questions(rng: Random) -> Iterator[Question]:
     """Questions without end, each source as often as any other."""
-    while True:
-        yield from draw_sample(rng.choice(list(SOURCES)), rng).turns
+    for number in count():
+        yield from draw_sample(rng.choice(list(SOURCES)), number, rng).turns
 
 
 def complexity_lessons(rng: Random) -> Iterator[Lesson]:

@@ -42,7 +42,7 @@ from harness.evaluation.checkpoint import load_checkpoint  # noqa: E402
 from harness.evaluation.engine import run_task  # noqa: E402
 from harness.evaluation.recompute import score_items  # noqa: E402
 from harness.keys import mix64  # noqa: E402
-from harness.miniworld import ensure_pool, ensure_suite, mini_suite, weights_dir  # noqa: E402
+from harness.miniworld import ensure_pool, ensure_suite, mini_suite, truth_file, weights_dir  # noqa: E402
 from harness.miniworld.documents import QUESTION_SETS, documents  # noqa: E402
 from harness.miniworld.suite import TASKS  # noqa: E402
 from harness.pool import Pool, open_pool  # noqa: E402
@@ -51,7 +51,7 @@ from llava_train.run import TrainRequest, train  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-SETS = "none,random 5%,random 25%,random 30%,full,truth 5%,truth 25%,wrong 25%"
+SETS = "none,random 5%,random 25%,random 30%,full,sound 25%,wrong 25%"
 
 
 def mini_recipe() -> TrainSpec:
@@ -79,30 +79,22 @@ class World:
 
 
 def select(world: World, name: str, seed: int) -> npt.NDArray[np.int32]:
-    """Positions of a set: `random 5%`, `truth 5%` (sound, distinct, balanced over styles), `wrong 25%`, `full`."""
+    """Positions of a set: `random 5%`; `sound 25%` and `wrong 25%`, drawn from those alone; `full`."""
     pool = world.pool
     if name == "full":
         return np.arange(pool.n, dtype=np.int32)
     kind, _, budget = name.partition(" ")
     n = Budget.parse(budget).size(pool.n)
     order = np.argsort(mix64(pool.column("uid_hash64"), 1000 + seed))
-    if kind == "truth":
-        return np.array(balanced([i for i in order if not world.truth[i]["defect"]], world, n), dtype=np.int32)
-    wanted = {"random": ("", "duplicate", "wrong", "off_topic"), "wrong": ("wrong", "off_topic")}[kind]
+    wanted = {
+        "random": ("", "duplicate", "wrong", "off_topic"),
+        "sound": ("",),
+        "wrong": ("wrong", "off_topic"),
+    }[kind]
     found = [i for i in order if world.truth[i]["defect"] in wanted]
     if len(found) < n:
         raise SystemExit(f"set '{name}': the pool has {len(found)} such samples, not {n}; ask for fewer.")
     return np.array(found[:n], dtype=np.int32)
-
-
-def balanced(sound: list[int], world: World, n: int) -> list[int]:
-    """Takes from every source in turn until there are `n`."""
-    by_source: defaultdict[str, list[int]] = defaultdict(list)
-    for i in sound:
-        by_source[world.truth[i]["source"]].append(i)
-    depth = max(map(len, by_source.values()))
-    turns = (group[k] for k in range(depth) for group in by_source.values() if k < len(group))
-    return [i for i, _ in zip(turns, range(n), strict=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +194,7 @@ def make_world(
 ) -> World:
     """A pool of `n` samples, a question set, the shipped `tiny` or another backbone, and recipe `mini`."""
     pool = open_pool(ensure_pool(n, 0, scratch / "world"))
-    truth = {r["uid"]: r for r in pq.read_table(Path(pool.path).parent / "truth.parquet").to_pylist()}
+    truth = {r["uid"]: r for r in pq.read_table(truth_file(Path(pool.path))).to_pylist()}
     recipe = mini_recipe()
     return World(
         pool=pool,
@@ -219,9 +211,8 @@ ORDER = (
     ("full", "random 30%"),
     ("random 30%", "random 5%"),
     ("random 5%", "none"),
-    ("truth 25%", "random 25%"),
+    ("sound 25%", "random 25%"),
     ("random 25%", "wrong 25%"),
-    ("truth 5%", "random 5%"),
 )
 """What ought to be better than what."""
 

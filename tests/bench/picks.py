@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.keys import mix64
+from harness.miniworld import truth_file
 from harness.pool import IMAGE_TOKEN, Pool, open_pool
 from harness.stages.features import read_columns
 from harness.store import StageDir, Store
@@ -54,8 +55,8 @@ class Truth:
 
     @classmethod
     def of(cls, pool: Pool) -> Truth:
-        """Read the truth table beside a pool of miniworld."""
-        rows = {r["uid"]: r for r in pq.read_table(Path(pool.path).parent / "truth.parquet").to_pylist()}
+        """Read the truth table of a pool of miniworld."""
+        rows = {r["uid"]: r for r in pq.read_table(truth_file(Path(pool.path))).to_pylist()}
         uids = pool.uids()
         return cls(
             defect=np.array([rows[uid]["defect"] for uid in uids]),

@@ -25,7 +25,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def means(world: World) -> dict[str, float]:
-    return {name: mean(run(world, name, 7).benchmarks.values()) for name in ("none", "truth 25%", "wrong 25%")}
+    return {name: mean(run(world, name, 7).benchmarks.values()) for name in ("none", "sound 25%", "wrong 25%")}
 
 
 def test_without_sft_the_backbone_answers_next_to_nothing(means: dict[str, float]) -> None:
@@ -33,11 +33,11 @@ def test_without_sft_the_backbone_answers_next_to_nothing(means: dict[str, float
 
 
 def test_sound_samples_teach_and_spoilt_ones_do_not(means: dict[str, float]) -> None:
-    assert means["truth 25%"] > means["none"] + 10
-    assert means["truth 25%"] > means["wrong 25%"] + 10
+    assert means["sound 25%"] > means["none"] + 10
+    assert means["sound 25%"] > means["wrong 25%"] + 10
 
 
 def test_the_sets_are_what_their_names_say(world: World) -> None:
-    assert {world.truth[i]["defect"] for i in select(world, "truth 25%", 7)} == {""}
+    assert {world.truth[i]["defect"] for i in select(world, "sound 25%", 7)} == {""}
     assert {world.truth[i]["defect"] for i in select(world, "wrong 25%", 7)} == {"wrong", "off_topic"}
-    assert len(select(world, "truth 25%", 7)) == len(select(world, "wrong 25%", 7)) == N // 4
+    assert len(select(world, "sound 25%", 7)) == len(select(world, "wrong 25%", 7)) == N // 4

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.miniworld import ensure_pool, weights_dir
+from harness.miniworld import ensure_pool, truth_file, weights_dir
 from harness.miniworld.architecture import PINPOINTS, build_processor, build_untrained
 from harness.miniworld.midstage import draw_batch, draw_tagged
 from harness.miniworld.regions import FIGURES, INKS, NONE, SLOTS, THINGS, tags
@@ -174,7 +174,7 @@ def test_the_shipped_clip_tells_off_topic_samples(tmp_path: Path) -> None:
     clip = ClipPass(ClipConfig(), PassContext(model_path=str(weights_dir("clip"))))
     clip.open()
     cosine = clip.run(pool, 0, pool.n)[0]["cosine"]
-    truth = {r["uid"]: r["defect"] for r in pq.read_table(Path(pool.path).parent / "truth.parquet").to_pylist()}
+    truth = {r["uid"]: r["defect"] for r in pq.read_table(truth_file(Path(pool.path))).to_pylist()}
     defects = np.array([truth[uid] for uid in pool.uids()])
     sound, off = cosine[(defects == "") & ~np.isnan(cosine)], cosine[defects == "off_topic"]
     assert mannwhitneyu(sound, off).statistic / (len(sound) * len(off)) > 0.9

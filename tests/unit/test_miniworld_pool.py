@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from harness.miniworld import ensure_pool
+from harness.errors import HarnessError
+from harness.miniworld import ensure_pool, truth_file
 from harness.miniworld.build import VERSION, draw_pool, make_once
 from harness.miniworld.defects import SHARES
 from harness.miniworld.render import split_of
@@ -33,7 +35,7 @@ def pool(root: Path) -> Pool:
 
 @pytest.fixture(scope="module")
 def truth(pool: Pool) -> dict[str, dict[str, str]]:
-    rows = pq.read_table(Path(pool.path).parent / "truth.parquet").to_pylist()
+    rows = pq.read_table(truth_file(Path(pool.path))).to_pylist()
     return {row["uid"]: row for row in rows}
 
 
@@ -61,6 +63,17 @@ def test_all_styles_turns_and_text_only_samples_occur(pool: Pool, truth: dict[st
     assert {s for row in truth.values() for s in row["styles"].split(", ")} == set(STYLES)
     assert set(pool.column("n_turns")) == {2, 4, 6}
     assert 0 < (pool.column("n_images") == 0).sum() < 0.02 * N
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_small_world_has_samples_without_a_picture_whatever_its_seed(seed: int) -> None:
+    assert 0 < sum(s.shown is None for s in draw_pool(N, seed)) < 0.02 * N
+
+
+def test_a_world_without_room_for_its_sources_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="at least 10 samples"):
+        ensure_pool(9, 0, tmp_path)
+    assert open_pool(ensure_pool(10, 0, tmp_path)).n == 10
 
 
 def test_defects_are_planted_in_their_shares(truth: dict[str, dict[str, str]]) -> None:
@@ -93,6 +106,17 @@ def test_a_wrong_answer_differs_from_the_right_one() -> None:
             assert (turn.answer == turn.wrong) == (sample.defect == "wrong")
 
 
+def test_a_wrong_reckoning_is_as_possible_as_a_right_one() -> None:
+    """The higher bar is higher, and the sum is right: only the picture tells."""
+    wrong = [s for s in draw_pool(4000, 0) if s.defect == "wrong"]
+    told = [turn.answer for sample in wrong for turn in sample.turns if turn.skill == "difference"]
+    assert len(told) > 10
+    for answer in told:
+        high, low, gap = map(int, re.search(r"(-?\d+) - (-?\d+) = (-?\d+)$", answer).groups())  # type: ignore[union-attr]
+        assert 9 >= high > low >= 1
+        assert gap == high - low
+
+
 def test_off_topic_questions_are_about_another_kind_of_picture() -> None:
     for sample in draw_pool(N, 0):
         same = type(sample.scene) is type(sample.shown)
@@ -106,6 +130,8 @@ def test_nothing_in_the_pool_reveals_a_defect(pool: Pool, truth: dict[str, dict[
     for i in range(pool.n):
         record = pool.record(i)
         assert record.images in ((), (f"{record.source}/{record.uid}.bmp",))
+    beside = {p.name for p in Path(pool.path).parent.iterdir()}
+    assert beside == {"pool", "teachers.parquet"}, "the truth lies apart"
     sound = [truth[uid]["defect"] == "" for uid in pool.uids()]
     expected = sum(sound) / N
     first = sorted(range(N), key=pool.uids().__getitem__)[: N // 2]
@@ -143,7 +169,8 @@ def test_two_processes_may_ask_for_the_pool_at_once(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as processes:
         digests = processes.map(_make, [str(tmp_path)] * 2)
     assert len(set(digests)) == 1
-    assert [p.name for p in tmp_path.iterdir()] == [f"miniworld-50-s0-v{VERSION}"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"miniworld-50-s0-v{VERSION}", "truth"]
+    assert [p.name for p in (tmp_path / "truth").iterdir()] == [f"miniworld-50-s0-v{VERSION}.parquet"]
 
 
 def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def graded(part: str, prompts: list[str]) -> list[float]:
 
 def test_every_question_of_every_source_has_grades() -> None:
     rng = Random(0)
-    found = [q for name in SOURCES for _ in range(60) for q in draw_sample(name, rng).turns]
+    found = [q for name in SOURCES for i in range(60) for q in draw_sample(name, i, rng).turns]
     assert len({q.skill for q in found}) > 25
     assert {grades.complexity(q) for q in found} == set(range(1, 7))
     assert {grades.quality(q) for q in found} <= set(range(1, 7))
