@@ -78,7 +78,7 @@ def run_select(context: StageContext) -> Facts:
     card = selection_card(s.pool, positions, doubts | _failures(context) | dict(selection.card))
     write_json(context.out / "card.json", card)
     write_json(context.out / "selection.json", {"pool": s.pool.digest, "n": n, "of": s.pool.n})
-    return {"n": n, "n_topup": card.get("n_topup", 0), "n_nan": card.get("n_nan", 0)}
+    return {"n": n, "n_topup": card["n_topup"], "n_nan": card["n_nan"]}
 
 
 def _failures(context: StageContext) -> dict[str, Json]:
@@ -112,7 +112,10 @@ def checked(selection: Selection, pool: Pool, n: int, name: str) -> npt.NDArray[
 
 
 def selection_card(pool: Pool, positions: npt.NDArray[np.int32], said: Any) -> dict[str, Json]:
-    """What a selection is made of: sources, turns, words, images, beside what its selector says of it."""
+    """What a selection is made of: sources, turns, words, images, beside what its selector says of it.
+
+    What a selector does not count did not happen: nothing filled up, cut off, or without a score.
+    """
     sources = pool.sources()[positions]
     mean = {
         name: round(float(pool.column(name)[positions].mean()), 4)
@@ -123,6 +126,9 @@ def selection_card(pool: Pool, positions: npt.NDArray[np.int32], said: Any) -> d
         "of": pool.n,
         "by_source": {k: int(v) for k, v in sorted(Counter(sources.tolist()).items())},
         "mean": dict(mean),
+        "n_topup": 0,
+        "n_truncated": 0,
+        "n_nan": 0,
         "distinct_images": len(np.unique(pool.column("image_hash64")[positions])),
     }
     return card | dict(said)

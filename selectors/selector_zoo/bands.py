@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from harness.api import Pool, Selection, ranked
 from harness.errors import HarnessError
+from harness.types import Json
 from selector_zoo.shares import groups, largest_remainder, place_in_group
 
 BANDS = ("top", "middle", "bottom")
@@ -49,21 +50,27 @@ def keep_band(
     The middle is ranks `N//2 - n//2` to `N//2 - n//2 + n - 1` of the N samples with a score in ascending order,
     as COINCIDE's training loader (arXiv 2406.10995) cuts it. A range `LO-HI` is that of ranks `floor(LO * N)` to
     `floor(HI * N) - 1`, and beyond them where they are too few, which counts as topping up. With scope `source`
-    all this holds within each source, whose share of `n` is that of the pool, by largest remainder.
+    all this holds within each source, whose share of `n` is that of its scored samples, by largest remainder.
     Raises HarnessError for a band that is none.
     """
     values = np.asarray(score, dtype=np.float64)
     missing = np.isnan(values)
-    names, group, sizes = groups(pool, scope)
-    inside = np.bincount(group[~missing], minlength=len(names))
     order = ranked(pool, values if band == "top" else -values, seed, tie)
+    scored, unscored = np.split(order, [pool.n - int(missing.sum())])
+    names, source = groups(pool, scope)
+    group = source[scored]
+    sizes = np.bincount(group, minlength=len(names))
+    inside = sizes
     if limits := quantiles(band):
-        first, stop = (np.array([math.floor(q * int(scored)) for scored in inside]) for q in limits)
+        first, stop = (np.array([math.floor(q * int(size)) for size in sizes]) for q in limits)
         inside = stop - first
         # From the middle rank outwards, the lower neighbour first: every prefix is the band of its size.
-        distance = np.abs(place_in_group(group[order]) - ((first + stop) // 2)[group[order]])
-        order = order[np.argsort(np.where(missing[order], pool.n, distance), kind="stable")]
-    share = largest_remainder(sizes, n, names)
-    kept = order[place_in_group(group[order]) < share[group[order]]]
-    n_topup = int(np.maximum(share - inside, 0).sum())
-    return Selection(positions=kept, card={"n_nan": int(missing.sum()), "n_topup": n_topup, "scope": scope})
+        distance = np.abs(place_in_group(group) - ((first + stop) // 2)[group])
+        scored = scored[np.argsort(distance, kind="stable")]
+        group = source[scored]
+    share = largest_remainder(sizes, min(n, len(scored)), names)
+    kept = scored[place_in_group(group) < share[group]]
+    filled = unscored[: n - len(kept)]
+    n_topup = int(np.maximum(share - inside, 0).sum()) + len(filled)
+    card: dict[str, Json] = {"n_nan": int(missing.sum()), "n_topup": n_topup, "scope": scope}
+    return Selection(positions=np.concatenate([kept, filled]), card=card)

@@ -75,7 +75,7 @@ class ClipScore(Selector):
 
 def medians(pool: Pool, values: npt.NDArray[np.float32], scope: str) -> npt.NDArray[np.float32]:
     """For each sample the median of the known values (n,) in its scope, (n,); NaN where none is known."""
-    names, group, _ = groups(pool, scope)
+    names, group = groups(pool, scope)
     known = ~np.isnan(values)
     parts = [values[known & (group == i)] for i in range(len(names))]
     middle = np.array([np.median(part) if len(part) else np.nan for part in parts], dtype=np.float32)

@@ -12,13 +12,15 @@ embedding is the state of the backbone at the end of the conversation, picture i
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError
 from harness.types import OMIT_DEFAULT, Json
+from selector_zoo.blocks import blocks
 from selector_zoo.diversity import cosine_quantiles, diverse
 from selector_zoo.prompts import OFFICIAL, load_pack, text_digest
 
@@ -51,6 +53,8 @@ class DeitaConfig:
     """`mid` (the backbone before SFT), `warm`, a folder, or a pinned hub id."""
     views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
     """How much of a picture `embedding_model` sees: the tiles of training, or a `single` base view (cheaper)."""
+    embedding_length: int = field(default=12000, metadata=OMIT_DEFAULT)
+    """Tokens it reads with `mm`, image included; longer samples lose text from the right."""
     max_length: int = 2048
     """Tokens of a text prompt; longer ones lose the end of their text."""
     tie: str = "hash"
@@ -101,7 +105,11 @@ class Deita(Selector):
             for part in config.graded
         ]
         if config.embedder == "mm":
-            seen: dict[str, Json] = {"hidden": "post_norm", "views": config.views}
+            seen: dict[str, Json] = {
+                "hidden": "post_norm",
+                "views": config.views,
+                "max_length": config.embedding_length,
+            }
             embedding = PassRef(name="forward", model=config.embedding_model, config=seen)
         else:
             words = {"template": pack.template("conversation"), "system": pack.templates.get("system", "")}
@@ -111,17 +119,23 @@ class Deita(Selector):
 
     def score(self, pool: Pool, features: Features) -> Scores:
         """Grades times grades, over turns; NaN where a grade or the embedding is missing."""
-        given = [np.asarray(features[part]["turns"], dtype=np.float64) for part in self.config.graded]
-        turns = np.prod(given, axis=0)
-        places = np.arange(turns.shape[1]) < (pool.column("n_turns") // 2)[:, None]
+        rounds = pool.column("n_turns") // 2
+        score = np.empty(pool.n, dtype=np.float32)
+        for rows in blocks(pool.n):
+            grades = [np.asarray(features[part]["turns"][rows], dtype=np.float64) for part in self.config.graded]
+            lost = np.isnan(np.asarray(features["embedding"]["hidden"][rows, 0], dtype=np.float32))
+            score[rows] = np.where(lost, np.nan, self._total(np.prod(grades, axis=0), rounds[rows]))
+        return {"score": score}
+
+    def _total(self, turns: npt.NDArray[np.float64], rounds: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """What samples count, (n,), of what their turns count, (n, most); NaN where one that counts is unknown."""
+        places = np.arange(turns.shape[1]) < rounds[:, None]
         if self.config.turns == "first":
             turns, places = turns[:, :1], places[:, :1]
-        unknown = (places & np.isnan(turns)).any(axis=1)
-        unknown |= np.isnan(np.asarray(features["embedding"]["hidden"][:, 0], dtype=np.float32))
         total = np.nansum(turns, axis=1)
         if self.config.turns == "mean":
             total = total / places.sum(axis=1)
-        return {"score": np.where(unknown, np.nan, total).astype(np.float32)}
+        return np.where((places & np.isnan(turns)).any(axis=1), np.nan, total)
 
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
         """The best that are not too alike; then the best of those that were; then those without a score."""

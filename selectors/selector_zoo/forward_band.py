@@ -50,6 +50,8 @@ class ForwardBand(Selector):
     """Keep a band of a score read off one teacher-forced forward; subclasses say which."""
 
     config: ForwardBandConfig
+    besides: ClassVar[dict[str, Json]] = {}
+    """What else the pass is to keep, for others that read the same forward."""
 
     @property
     def nested(self) -> bool:
@@ -59,7 +61,7 @@ class ForwardBand(Selector):
     def needs(self) -> tuple[PassRef, ...]:
         """One teacher-forced forward."""
         c = self.config
-        settings: dict[str, Json] = {"max_length": c.max_length, "views": c.views}
+        settings: dict[str, Json] = {"max_length": c.max_length, "views": c.views, **self.besides}
         return (PassRef(name="forward", model=c.model, config=settings),)
 
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:

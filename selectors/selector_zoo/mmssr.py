@@ -20,6 +20,7 @@ from harness.api import Features, Lessons, PassRef, Pool, Scores, Selection, Sel
 from harness.errors import HarnessError, unknown_name
 from harness.keys import file_digest, mix64
 from harness.types import Json
+from selector_zoo.blocks import blocks
 from selector_zoo.mmssr_sampler import Rules, Sampler
 from selector_zoo.prompts import CAPABILITIES, STYLES, load_pack, text_digest
 
@@ -36,8 +37,6 @@ TRAINED: Final = "trained"
 RELEASED: Final = "mengyaolyu/mmssr-7b-"
 """How the names of the released scorer and styler begin."""
 VARIANTS: Final = ("fixed", "released", "paper")
-BLOCK: Final = 1 << 16
-"""Rows worked on at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +111,15 @@ class Mmssr(Selector):
     def needs(self) -> tuple[PassRef, ...]:
         """Scores and styles, from a file or from models.
 
-        Raises HarnessError where neither is named, and for a file that is not there.
+        Raises HarnessError where neither is named or both are, and for a file that is not there.
         """
-        if self.config.labels and TRAINED not in (self.config.scorer, self.config.styler):
+        asked = [model for model in (self.config.scorer, self.config.styler) if model]
+        if self.config.labels and TRAINED not in asked:
+            if asked:
+                raise HarnessError(
+                    f"mmssr: labels says what the samples teach, and so does {asked[0]}: leave one of them out. "
+                    "(Labels are also what a model learns from that is trained here: scorer=trained.)"
+                )
             refs = [self._file()] * 2
         elif self.config.scorer:
             refs = self._asked()
@@ -152,7 +157,13 @@ class Mmssr(Selector):
 
     def _check_words(self) -> None:
         config = self.config
-        if not any(model.startswith(RELEASED) for model in (config.scorer, config.styler)):
+        models = (config.scorer, config.styler)
+        if config.inference == "released" and TRAINED in models:
+            raise HarnessError(
+                "mmssr: a model that is trained here is asked as it was taught, with the tiles of training: leave "
+                "inference=released, the layout of the released checkpoints, to those."
+            )
+        if not any(model.startswith(RELEASED) for model in models):
             return
         if config.inference != "released" or load_pack(config.prompts).official != "mmssr":
             raise HarnessError(
@@ -165,12 +176,12 @@ class Mmssr(Selector):
         said = features[SCORES]["scores"]
         columns = [CAPABILITIES.index(c) for c in self.config.served]
         mean = np.empty(pool.n, dtype=np.float32)
-        for at in range(0, pool.n, BLOCK):
-            part = np.asarray(said[at : at + BLOCK], dtype=np.float64)[:, columns]
+        for rows in blocks(pool.n):
+            part = np.asarray(said[rows], dtype=np.float64)[:, columns]
             known = np.isfinite(part)
             total = np.where(known, part, 0).sum(axis=1)
             count = known.sum(axis=1)
-            mean[at : at + BLOCK] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+            mean[rows] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
         return {"score": mean}
 
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
@@ -240,14 +251,14 @@ def score_levels(
     Whole numbers, which scores are, keep their order in a byte; others are replaced by their rank.
     """
     levels = np.empty((len(scores), len(columns)), dtype=np.uint8)
-    for at in range(0, len(scores), BLOCK):
-        part = np.asarray(scores[at : at + BLOCK])[:, columns]
+    for rows in blocks(len(scores)):
+        part = np.asarray(scores[rows])[:, columns]
         above = part > threshold  # NaN is above nothing
         with np.errstate(invalid="ignore"):
             whole = part.astype(np.uint8)
         if (above & ((whole != part) | (whole == 255))).any():
             return _ranks(scores, columns, threshold)
-        levels[at : at + BLOCK] = np.where(above, whole + 1, 0)
+        levels[rows] = np.where(above, whole + 1, 0)
     return levels
 
 

@@ -9,11 +9,13 @@ reading of row "PPL-si": see `ppl_si`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.api import Columns, Features, Pool, Scores
+from harness.types import Json
 from selector_zoo.forward_band import ForwardBand, ForwardBandConfig
 
 
@@ -32,6 +34,8 @@ class PplMid(ForwardBand):
     name = "ppl_mid"
     version = 1
     Config = PplMidConfig
+    besides: ClassVar[dict[str, Json]] = {"hidden": "post_norm"}
+    """Deita's embedding: one forward of the backbone serves both, for two bytes a number more on disk."""
     uncertain = ("checkpoint, tokens and band of row PPL-mid of arXiv 2503.13383 are not published",)
 
     def score(self, pool: Pool, features: Features) -> Scores:

@@ -19,6 +19,7 @@ from harness.api import Columns, Features, PassRef, Pool, Scores, Selection
 from harness.errors import HarnessError
 from harness.types import Json
 from selector_zoo.bands import keep_band
+from selector_zoo.blocks import blocks
 from selector_zoo.forward_band import ForwardBand, ForwardBandConfig
 from selector_zoo.ppl_mid import mean_loss
 
@@ -95,6 +96,16 @@ def ifd(forward: Columns, alone: Columns) -> npt.NDArray[np.float64]:
     All turns count as one. NaN where nothing is left of the answers, the passes read other tokens, or the loss
     without is next to nothing.
     """
+    n = len(forward["turn_ntok"])
+    ratio = np.empty(n)
+    for rows in blocks(n):
+        with_, without = ({name: values[rows] for name, values in told.items()} for told in (forward, alone))
+        ratio[rows] = _ifd(with_, without)
+    return ratio
+
+
+def _ifd(forward: Columns, alone: Columns) -> npt.NDArray[np.float64]:
+    """The same of rows that fit in memory."""
     counts, others = np.asarray(forward["turn_ntok"]), np.asarray(alone["turn_ntok"])
     same = (counts == others).all(axis=1) & (counts.clip(0).sum(axis=1) > 0)
     spoken = counts > 0

@@ -12,17 +12,15 @@ from harness.api import Pool
 SCOPES = ("global", "source")
 """What a ranking runs over: the whole pool, or each source by itself."""
 
-Groups = tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
-
-def groups(pool: Pool, scope: str) -> Groups:
-    """As `strata`: the sources with scope `source`, the whole pool as one with `global`."""
+def groups(pool: Pool, scope: str) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Names of what a ranking runs over, and each sample's index into them, shape (n,)."""
     if scope == "source":
-        return strata(pool)
-    return ["pool"], np.zeros(pool.n, dtype=np.int64), np.array([pool.n], dtype=np.int64)
+        return strata(pool)[:2]
+    return ["pool"], np.zeros(pool.n, dtype=np.int64)
 
 
-def strata(pool: Pool) -> Groups:
+def strata(pool: Pool) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Names of the pool's sources, each sample's index into them, shape (n,), and how many samples each has."""
     _, first, stratum, sizes = np.unique(
         pool.column("source_id"), return_index=True, return_inverse=True, return_counts=True
@@ -46,7 +44,7 @@ def largest_remainder(sizes: npt.NDArray[np.int64], n: int, names: list[str]) ->
 
     Equal remainders go by name. No share is larger than its size where `n` is at most their sum.
     """
-    total = int(sizes.sum())
+    total = max(1, int(sizes.sum()))
     quota, remainder = np.divmod(sizes * n, total)
     left = n - int(quota.sum())
     first = sorted(range(len(sizes)), key=lambda i: (-remainder[i], names[i]))[:left]

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from selector_zoo.blocks import blocks
 from selector_zoo.deita import Deita
 from selector_zoo.diversity import diverse, unit
 from selector_zoo.passes.deita import DeitaConfig, DeitaPass, turns_of, without_image
 from selector_zoo.passes.deita_model import Reader, digit_ids, expected_grade
+from selector_zoo.passes.forward import ForwardConfig, ForwardPass
 from selector_zoo.prompts import fill, load_pack
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -92,6 +94,40 @@ def test_a_later_turn_without_a_grade_matters_only_where_it_counts(tmp_path: Pat
         found = make(turns=turns).score(pool, features)
         assert found is not None
         np.testing.assert_allclose(found["score"], [2, 4, 1, last])
+
+
+def test_grades_of_millions_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = write_pool(tmp_path / "pool", 50)
+    rng = np.random.default_rng(0)
+    grades = np.where(rng.random((2, 50, 2)) < 0.2, NAN, rng.uniform(1, 6, (2, 50, 2)))
+    features = columns(*grades, rng.normal(size=(50, 3)))
+    for turns in ("sum", "mean", "first"):
+        whole = make(turns=turns).score(pool, features)
+        with monkeypatch.context() as patch:
+            patch.setattr("selector_zoo.deita.blocks", lambda n: blocks(n, rows=7))
+            parts = make(turns=turns).score(pool, features)
+        assert whole is not None
+        assert parts is not None
+        np.testing.assert_array_equal(parts["score"], whole["score"])
+
+
+def test_a_sample_that_is_cut_is_embedded_by_its_last_token(tmp_path: Path) -> None:
+    """Not by the marker that closes the question: samples that differ in their answers alone would be the same."""
+    answers = ["red and green and blue", "one and two and three"]
+    with PoolWriter(tmp_path / "pool", "cut") as writer:
+        for i, answer in enumerate(answers):
+            turns = [{"from": "human", "value": "What is there?"}, {"from": "gpt", "value": answer}]
+            assert writer.add({"id": f"{i}", "conversations": turns}, lambda key: b"")
+    feature = ForwardPass(ForwardConfig(hidden="post_norm"), PassContext(model_path=str(backbone())))
+    feature.open()
+    whole, _ = feature.run(writer.pool(), 0, 2)
+    for lost in (1, 2, 4):
+        shorter = ForwardConfig(hidden="post_norm", max_length=int(whole["length"].min()) - lost)
+        feature = ForwardPass(shorter, PassContext(model_path=str(backbone())))
+        feature.open()
+        cut, reasons = feature.run(writer.pool(), 0, 2)
+        assert reasons == ["", ""]
+        assert not np.array_equal(cut["hidden"][0], cut["hidden"][1])
 
 
 @pytest.mark.parametrize(("n", "kept"), [(1, [0]), (3, [0, 2, 3]), (4, [0, 2, 3, 1]), (5, [0, 2, 3, 1, 4])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,28 @@ def test_a_band_of_each_source_keeps_the_mixture(pool: Pool) -> None:
                 continue  # rounding within a range is the other test's
             first = {"top": size - n, "bottom": 0, "middle": size // 2 - n // 2}[band]
             assert set(ascending[first : first + n]) == {i for i in chosen if sources[i] == source}
-    everywhere = keep_band(pool, np.where(sources == "text", np.nan, score), 25, 0, band="top", scope="source")
-    assert by_source(pool, everywhere.positions)["text"] == everywhere.card["n_topup"] == 8
+
+
+@given(st.integers(1, 50), st.integers(0, 10**6), st.sampled_from(("top", "middle", "bottom", "0.1-0.55")))
+def test_a_band_of_each_source_is_that_of_a_pool_of_its_own(pool: Pool, n: int, seed: int, band: str) -> None:
+    """Scores with many ties and a third unknown, against one ranking a source."""
+    rng = np.random.default_rng(seed)
+    score = np.where(rng.random(50) < 0.3, np.nan, rng.integers(0, 5, 50).astype(float))
+    sources = np.asarray(pool.sources())
+    names = sorted(set(sources))
+    known = ~np.isnan(score)
+    chosen = keep_band(pool, score, n, 3, band=band, scope="source")
+    kept = chosen.positions.tolist()
+    assert len(set(kept)) == n
+    share = largest_remainder(
+        np.array([(known & (sources == s)).sum() for s in names]), min(n, int(known.sum())), names
+    )
+    for source, quota in zip(names, share.tolist(), strict=True):
+        alone = keep_band(pool, np.where(sources == source, score, np.nan), quota, 3, band=band).positions
+        assert {i for i in kept if sources[i] == source and known[i]} == set(alone.tolist())
+    assert not known[kept[int(known.sum()) :]].any()
+    assert known[kept].sum() == min(n, known.sum())
+    assert chosen.card["n_nan"] == (~known).sum()
 
 
 def test_only_one_ranking_of_all_is_nested() -> None:
@@ -173,10 +194,14 @@ def test_el2n_keeps_the_largest_errors(tmp_path: Path) -> None:
 def test_selectors_ask_for_the_model_and_the_length_they_are_given() -> None:
     assert make("el2n").needs()[0].model == "warm"
     assert make("ppl_mid").needs()[0].model == "mid"
-    (ref,) = make("ppl_mid", model="some/folder", max_length=512).needs()
+    (ref,) = make("el2n", model="some/folder", max_length=512).needs()
     assert (ref.name, ref.model) == ("forward", "some/folder")
     assert ref.config == {"max_length": 512, "views": "checkpoint"}
-    assert make("el2n", model="mid").needs() == make("ppl_mid").needs()
+    assert make("ppl_si", model="some/folder", max_length=512).needs() == (ref,)
+
+
+def test_one_forward_of_the_backbone_serves_perplexity_and_deita() -> None:
+    assert make("ppl_mid").needs()[0] == replace(make("deita").needs()[-1], alias="")
 
 
 def test_shares_are_rounded_by_largest_remainder() -> None:

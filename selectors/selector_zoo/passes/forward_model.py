@@ -109,9 +109,7 @@ class Scorer:
             rows = torch.from_numpy(spectrum_rows(item, marks.image, self.geometry)).to(self.device)
             found["sve"], found["tau"] = spectrum(before[rows])
         if self.hidden != "none":
-            closing = np.flatnonzero(item.ids == marks.end)
-            at = int(closing[-1]) if len(closing) else -1
-            state = (before if self.hidden == "pre_norm" else after)[at].float()
+            state = (before if self.hidden == "pre_norm" else after)[last_said(item.ids, marks.end)].float()
             # Some models have a few enormous activations; infinity would spoil every distance.
             found["hidden"] = state.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().cpu().numpy()
         return found
@@ -139,6 +137,15 @@ def _statistics(logits: Tensor, wanted: Tensor) -> Tensor:
     # p - 1 as expm1(log p): near certainty the difference of the two would be all rounding.
     error = p.scatter_(1, wanted, torch.expm1(told)).norm(dim=-1)
     return torch.stack([-told[:, 0], error, entropy])
+
+
+def last_said(ids: npt.NDArray[np.int32], end: int) -> int:
+    """The position of what closes the last turn, or of the last token where that was cut off.
+
+    An earlier turn's closing marker would say the same of all samples that differ in what follows it.
+    """
+    closed = np.flatnonzero(ids[-2:] == end)  # nothing but a newline stands after it
+    return len(ids) - len(ids[-2:]) + int(closed[-1]) if len(closed) else len(ids) - 1
 
 
 def spectrum_rows(item: Item, image_id: int, geometry: Geometry) -> npt.NDArray[np.bool_]:
