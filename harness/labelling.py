@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -22,10 +21,21 @@ from selector_zoo.prompts import PromptPack, fill
 
 from harness.errors import HarnessError
 from harness.keys import digest, mix64
+from harness.labelling_budget import Budget
 from harness.labelling_file import write_labels
 from harness.labelling_journal import Journal, Reply
+from harness.labelling_refusals import Refusals
 from harness.labelling_reply import NoLabel, parse_reply
-from harness.labelling_teacher import Refused, Teacher, TeacherSpec, Unreachable, question
+from harness.labelling_teacher import (
+    LONGEST_ASKED_S,
+    Answer,
+    Refused,
+    Teacher,
+    TeacherSpec,
+    Unreachable,
+    pause_before,
+    question,
+)
 from harness.pool import Pool
 
 log = logging.getLogger(__name__)
@@ -33,7 +43,8 @@ log = logging.getLogger(__name__)
 ASK_AGAIN: Final = 2
 """Times a teacher whose reply is no label is told so and asked again."""
 GIVE_UP: Final = 10
-"""Samples in a row that got no answer end a labelling: the endpoint is down."""
+"""Samples in a row that got no answer end a labelling: the endpoint is down. So do as many at its beginning that
+were refused alike: the endpoint does not take our questions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +60,7 @@ class LabelRequest:
     seed: int = 0
     """Draws the samples, by their uids' hashes: fewer samples of a seed are some of more."""
     max_requests: int | None = None
-    """HTTP requests of this run, retries included; 0 only makes the file of what the journal has."""
+    """HTTP requests of this run, at most, retries included; 0 only makes the file of what the journal has."""
     max_tokens: int | None = None
     """Tokens of this run's questions and replies; what is under way when they are used up is still answered."""
     concurrency: int = 8
@@ -76,40 +87,6 @@ class LabelReport:
     """Which limit ended the run; empty where none did."""
 
 
-@dataclass(slots=True)
-class _Budget:
-    """What a run may still spend; threads share it."""
-
-    max_requests: int | None
-    max_tokens: int | None
-    requests: int = 0
-    tokens: int = 0
-    stopped: str = ""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def take(self) -> bool:
-        """Whether another request may be sent; it is counted."""
-        with self._lock:
-            if self.max_requests is not None and self.requests >= self.max_requests:
-                self.stopped = "max_requests"
-            elif self.max_tokens is not None and self.tokens >= self.max_tokens:
-                self.stopped = "max_tokens"
-            else:
-                self.requests += 1
-            return not self.stopped
-
-    def spent(self, *, retries: int, tokens: int = 0) -> None:
-        """Count what an answer took besides its first request.
-
-        Raises HarnessError where tokens are limited and the endpoint does not count them.
-        """
-        if self.max_tokens is not None and tokens < 0:
-            raise HarnessError("the endpoint does not say how many tokens it used: limit --max-requests instead.")
-        with self._lock:
-            self.requests += retries
-            self.tokens += max(tokens, 0)
-
-
 @dataclass(slots=True, kw_only=True)
 class _Labelling:
     """A labelling under way."""
@@ -117,7 +94,8 @@ class _Labelling:
     request: LabelRequest
     journal: Journal
     teacher: Teacher
-    budget: _Budget
+    budget: Budget
+    refusals: Refusals
     unreached: int = 0
     """Samples in a row that got no answer."""
 
@@ -143,21 +121,41 @@ class _Labelling:
                 "pictures": [hashlib.sha256(p).hexdigest() for p in pictures],
             }
         )
-        while not settled(replies := self.journal.of(key)) and self.budget.take():
-            self._ask(key, record.uid, [asked, *follow_up(replies)])
+        while not settled(replies := self.journal.of(key)):
+            if not self._ask(key, record.uid, [asked, *follow_up(replies)]):
+                break
         return key
 
-    def _ask(self, key: str, uid: str, messages: list[dict[str, Any]]) -> None:
+    def _ask(self, key: str, uid: str, messages: list[dict[str, Any]]) -> bool:
+        """Whether the teacher answered; where it did not, it refused or the budget was spent."""
+        self.refusals.asking(key)
         try:
-            answer = self.teacher.ask(messages)
+            answer = self._answer(messages)
         except Refused as e:
-            self.journal.add(Reply(key=key, uid=uid, refused=str(e)))
-            return
+            self.refusals.refused(Reply(key=key, uid=uid, refused=str(e)))
+            return False
         except Unreachable:
-            self.budget.spent(retries=self.request.teacher.retries)
+            self.refusals.unreached(key)
             raise
+        if answer is None:
+            return False
         self.journal.add(Reply(key=key, uid=uid, text=answer.text, tokens=answer.tokens))
-        self.budget.spent(retries=answer.requests - 1, tokens=answer.tokens)
+        self.refusals.answered()
+        self.budget.spent(answer.tokens)
+        return True
+
+    def _answer(self, messages: list[dict[str, Any]]) -> Answer | None:
+        """The answer of a teacher that is waited for while it is busy; None where the budget is spent before."""
+        spec, retries = self.request.teacher, 0
+        while self.budget.take():
+            try:
+                return self.teacher.ask(messages)
+            except Unreachable as e:
+                retries += 1
+                if retries > spec.retries or e.asked_s > LONGEST_ASKED_S:
+                    raise
+                self.budget.over.wait(pause_before(retries, spec, e.asked_s))
+        return None
 
     def try_label(self, position: int) -> str:
         """`label`, giving up only where many samples in a row are out of reach."""
@@ -183,40 +181,42 @@ def label_pool(request: LabelRequest, progress: Callable[[int], None] = lambda _
     """
     positions = drawn(request.pool, request.samples, request.seed)
     keys: dict[int, str] = {}
-    budget = _Budget(request.max_requests, request.max_tokens)
+    budget = Budget(request.max_requests, request.max_tokens)
     teacher = Teacher(request.teacher)
     with Journal.open(journal_of(request.out)) as journal:
-        work = _Labelling(request=request, journal=journal, teacher=teacher, budget=budget)
+        refusals = Refusals(journal=journal, endpoint=request.teacher.endpoint, give_up=GIVE_UP)
+        work = _Labelling(request=request, journal=journal, teacher=teacher, budget=budget, refusals=refusals)
         try:
-            for done, (position, key) in enumerate(_concurrently(work.try_label, positions, request), 1):
+            for done, (position, key) in enumerate(_concurrently(work, positions), 1):
                 keys[position] = key
                 progress(done)
         finally:
             teacher.close()
+        refusals.end(answered_before=any(not r.refused for key in keys.values() for r in journal.of(key)))
         report = _write(request, journal, positions, keys)
     report.requests, report.tokens, report.stopped = budget.requests, budget.tokens, budget.stopped
     return report
 
 
-def _concurrently(
-    do: Callable[[int], str], positions: list[int], request: LabelRequest
-) -> Iterator[tuple[int, str]]:
-    """(position, result) as they come; an error of one ends all that have not begun."""
+def _concurrently(work: _Labelling, positions: list[int]) -> Iterator[tuple[int, str]]:
+    """(position, key) as they come; an error of one ends all that have not begun."""
     waiting: dict[Future[str], int] = {}
     rest = iter(positions)
-    with ThreadPoolExecutor(request.concurrency, thread_name_prefix="label") as threads:
+    concurrency = work.request.concurrency
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="label") as threads:
         while True:
             for position in rest:
-                waiting[threads.submit(do, position)] = position
-                if len(waiting) >= 2 * request.concurrency:
+                waiting[threads.submit(work.try_label, position)] = position
+                if len(waiting) >= 2 * concurrency:
                     break
             if not waiting:
                 return
-            ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
             try:
+                ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in ended:
                     yield waiting.pop(future), future.result()
             except BaseException:
+                work.budget.over.set()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 

@@ -29,7 +29,7 @@ from harness.labelling import LabelRequest, drawn, journal_of, label_pool, rejec
 from harness.labelling_file import read_labels
 from harness.labelling_journal import Journal, Reply
 from harness.labelling_reply import NoLabel, parse_reply
-from harness.labelling_teacher import TeacherSpec, data_url
+from harness.labelling_teacher import TeacherSpec, asked_pause_s, data_url, pause_before
 from harness.pool import Pool
 from tests.support import png, write_pool
 
@@ -47,6 +47,7 @@ class Server:
     seen: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     usage: bool = True
+    after: tuple[str, str] = ("Retry-After-Ms", "1")
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reply(self, body: dict[str, Any], key: str) -> tuple[int, bytes]:
@@ -81,7 +82,7 @@ def serve() -> Iterator[Callable[[Answering], Server]]:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
-                self.send_header("Retry-After-Ms", "1")
+                self.send_header(*server.after)
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -209,6 +210,7 @@ def test_what_cannot_be_read_is_never_a_label(pool: Pool, serve: Any, tmp_path: 
     report = label_pool(request(pool, server, out))
     assert report.labelled == N - 2
     assert report.rejects == {"no_json": 1, "refused": 1}
+    assert "status 400: content filter" in rejects_of(out).read_text()
     assert report.requests == N - 2 + 1 + 3
     assert not {"s1", "s2"} & set(read_labels(out))
     assert [json.loads(line)["uid"] for line in rejects_of(out).read_text().splitlines()] == ["s1", "s2"]
@@ -231,6 +233,106 @@ def test_a_busy_teacher_is_waited_for(pool: Pool, serve: Any, tmp_path: Path) ->
     )
     report = label_pool(request(pool, server, tmp_path / "l.parquet", concurrency=1, samples=4))
     assert (report.labelled, report.requests, len(server.seen)) == (4, 7, 7)
+
+
+@pytest.mark.parametrize("busy", [lambda n: True, lambda n: n % 3 > 0])
+def test_every_retry_is_a_request_of_the_budget(
+    pool: Pool, serve: Any, tmp_path: Path, busy: Callable[[int], bool]
+) -> None:
+    server = serve(lambda n, body: (429, "slow down") if busy(n) else good(n, body))
+    made = request(pool, server, tmp_path / "l.parquet", max_requests=5, concurrency=4)
+    report = label_pool(replace(made, teacher=replace(made.teacher, retries=5)))
+    assert (len(server.seen), report.requests, report.stopped) == (5, 5, "max_requests")
+    assert report.labelled == sum(not busy(n) for n in range(1, 6))
+    assert report.labelled + report.unanswered == N
+
+
+def test_requests_that_reach_nobody_count_too(pool: Pool, serve: Any, tmp_path: Path) -> None:
+    made = request(pool, serve(good), tmp_path / "l.parquet", max_requests=3)
+    nobody = replace(made.teacher, endpoint="http://127.0.0.1:9/v1", pause_s=0.001)
+    report = label_pool(replace(made, teacher=nobody))
+    assert (report.requests, report.unanswered, report.stopped) == (3, N, "max_requests")
+
+
+def test_pauses_grow_unless_the_server_says_how_long() -> None:
+    spec = TeacherSpec(model="m")
+    pauses = [pause_before(retry, spec, 0.0) for retry in (1, 2, 3, 9)]
+    assert all(0.75 * p <= pause <= p for pause, p in zip(pauses, (0.5, 1, 2, 8), strict=True))
+    assert pause_before(1, spec, 31.0) == 31.0
+    assert asked_pause_s({"retry-after": "7"}) == 7.0
+    assert asked_pause_s({"retry-after": "7", "retry-after-ms": "20"}) == 0.02
+    for nothing in ("", "soon", "nan", "-3", "Wed, 21 Oct 2015 07:28:00 GMT"):
+        assert asked_pause_s({"retry-after": nothing}) == 0.0
+    assert asked_pause_s({"retry-after": "Wed, 21 Oct 2999 07:28:00 GMT"}) > 1e9
+
+
+def test_a_server_that_asks_for_long_pauses_is_left_alone(pool: Pool, serve: Any, tmp_path: Path) -> None:
+    server = serve(lambda n, body: (429, "tomorrow"))
+    server.after = ("Retry-After", "86400")
+    report = label_pool(request(pool, server, tmp_path / "l.parquet", samples=4))
+    assert (report.requests, report.unanswered) == (4, 4)
+
+
+def test_an_error_does_not_wait_for_pauses(pool: Pool, serve: Any, tmp_path: Path) -> None:
+    server = serve(lambda n, body: (429, "wait") if n == 1 else (401, "no"))
+    server.after = ("Retry-After", "100")
+    began = time.monotonic()
+    with pytest.raises(HarnessError, match="status 401"):
+        label_pool(request(pool, server, tmp_path / "l.parquet", concurrency=2))
+    assert time.monotonic() - began < 50
+
+
+@pytest.mark.parametrize(("samples", "which"), [(N, "the first 10 questions"), (3, r"every question .*\(3\)")])
+def test_a_server_that_takes_no_question_ends_the_run_and_is_asked_again(
+    pool: Pool, serve: Any, tmp_path: Path, samples: int, which: str
+) -> None:
+    server, out = serve(lambda n, body: (400, f"no 'max_tokens' {server.keys}")), tmp_path / "l.parquet"
+    with pytest.raises(HarnessError, match=f"refused {which}.*status 400: no 'max_tokens'") as e:
+        label_pool(request(pool, server, out, samples=samples, concurrency=1))
+    assert "sesame" not in str(e.value)
+    assert len(server.seen) in (min(samples, 10), min(samples, 11))  # one may be under way
+    assert (out.exists(), journal_of(out).read_bytes()) == (False, b"")
+    server.answer = good
+    assert label_pool(request(pool, server, out)).labelled == N
+
+
+def test_a_server_that_no_longer_takes_questions_ends_the_run_too(pool: Pool, serve: Any, tmp_path: Path) -> None:
+    server, out = serve(good), tmp_path / "l.parquet"
+    label_pool(request(pool, server, out, samples=2))
+    server.answer = lambda n, body: (413, "too large")
+    with pytest.raises(HarnessError, match=r"the first 10 questions.*status 413: too large"):
+        label_pool(request(pool, server, out))
+    server.answer = good
+    assert label_pool(request(pool, server, out)).labelled == N
+
+
+def test_refusals_are_about_samples_where_another_is_answered_later(
+    pool: Pool, serve: Any, tmp_path: Path
+) -> None:
+    refused = threading.Semaphore(0)
+
+    def slowly(number: int, body: dict[str, Any]) -> tuple[int, str]:
+        if number == 2:  # one of the first ten, and the last that is answered
+            assert all(refused.acquire(timeout=30) for _ in range(N - 1))
+            return good(number, body)
+        refused.release()
+        return 422, "I do not like it."
+
+    server, out = serve(slowly), tmp_path / "l.parquet"
+    report = label_pool(request(pool, server, out))
+    assert (report.labelled, report.rejects, report.requests) == (1, {"refused": N - 1}, N)
+    assert label_pool(request(pool, server, out)).requests == 0
+
+
+def test_a_refusal_alone_in_its_run_is_believed_if_others_were_answered_before(
+    pool: Pool, serve: Any, tmp_path: Path
+) -> None:
+    server, out = serve(good), tmp_path / "l.parquet"
+    label_pool(request(pool, server, out, samples=N - 1))
+    server.answer = lambda n, body: (400, "content filter")
+    report = label_pool(request(pool, server, out))
+    assert (report.labelled, report.rejects, report.requests) == (N - 1, {"refused": 1}, 1)
+    assert label_pool(request(pool, server, out)).requests == 0
 
 
 def test_a_teacher_out_of_reach_ends_the_run_and_nothing_is_lost(
