@@ -28,18 +28,27 @@ class Chosen:
     directory: StageDir
     pool_path: str
     pool_digest: str
+    unfinished: tuple[str, ...] = ()
+    """Cells of the same sweep whose selections are not finished."""
 
 
 def read_subsets(store: Store, names: Sequence[str], pool_path: Path | None = None) -> tuple[Pool, list[Subset]]:
     """The pool that selections are of, and the selections as subsets of it.
 
-    A name is a sweep (all its selections), a cell, a select stage's label or key prefix, its directory, or a file
-    of ids. Raises HarnessError where one is not there or not finished, or where they are of different pools.
+    A name is a sweep (all its finished selections), a cell, a select stage's label or key prefix, its directory,
+    or a file of ids. Raises HarnessError where one is not there or not finished, or where they are of different
+    pools.
     """
     found = [item for name in names for item in _found(store, name)]
+    stems = Counter(item.stem for item in found if isinstance(item, Path))
     chosen = [c for c in found if isinstance(c, Chosen)]
     pool = _common_pool(chosen, pool_path)
-    subsets = [_chosen_subset(c) if isinstance(c, Chosen) else _listed_subset(pool, c) for c in found]
+    subsets = [
+        _chosen_subset(c)
+        if isinstance(c, Chosen)
+        else _listed_subset(pool, c, c.stem if stems[c.stem] == 1 else c.name)
+        for c in found
+    ]
     return pool, _distinct(subsets)
 
 
@@ -69,11 +78,20 @@ def _at(path: Path) -> StageDir:
 
 
 def _of_sweep(store: Store, name: str) -> list[Chosen | Path]:
-    """The distinct selections of a sweep by size and method, the whole pool left out."""
+    """The distinct finished selections of a sweep by size and method, the whole pool left out.
+
+    The first one says which are not finished. Raises HarnessError where none is.
+    """
     cells = [c for c in store.sweep(name)["cells"] if c["method"] != "full"]
     cells.sort(key=lambda c: (c["n_selected"], c["method"], c["seed"]))
+    labels = {c["select"]: c["label"] for c in reversed(cells)}  # a selection is called by its first cell
     stages = {c["select"]: store.by_key("select", c["select"]) for c in cells}
-    return [_chosen(directory) for directory in stages.values()]
+    done = [_chosen(directory, labels[key]) for key, directory in stages.items() if directory.done()]
+    unfinished = tuple(labels[key] for key, directory in stages.items() if not directory.done())
+    if not done:
+        known = f" ({unfinished[0]}, for example)" if unfinished else ""
+        raise HarnessError(f"sweep '{name}' has no finished selection{known}: run it first.")
+    return [replace(done[0], unfinished=unfinished), *done[1:]]
 
 
 def _of_cell(store: Store, name: str) -> list[Chosen | Path]:
@@ -83,17 +101,19 @@ def _of_cell(store: Store, name: str) -> list[Chosen | Path]:
     if len(keys) > 1:
         known = ", ".join(sorted(key[:12] for key in keys))
         raise HarnessError(f"'{name}' names {len(keys)} cells of this store: give one of the select keys {known}.")
-    return [replace(_chosen(store.by_key("select", key)), name=cells[0]["label"]) for key in keys]
+    label = cells[0]["label"] if cells else ""
+    return [replace(_chosen(store.by_key("select", key), label), name=label) for key in keys]
 
 
 def _is_cell(cell: dict[str, Any], name: str) -> bool:
     return bool(cell["label"] == name or (len(name) >= 4 and cell["key"].startswith(name)))
 
 
-def _chosen(directory: StageDir) -> Chosen:
+def _chosen(directory: StageDir, cell: str = "") -> Chosen:
+    """A finished selection; `cell` is what to call it where it is not."""
     spec = read_json(directory.path / "spec.json")
     if spec is None or not directory.done():
-        label = spec["label"] if spec else directory.key[:12]
+        label = cell or (spec["label"] if spec else directory.key[:12])
         raise HarnessError(f"selection {label} is {directory.status()}: run its cell first.")
     return Chosen(
         name=spec["label"].removesuffix("/select"),
@@ -119,10 +139,10 @@ def _common_pool(chosen: Sequence[Chosen], path: Path | None) -> Pool:
 
 def _chosen_subset(chosen: Chosen) -> Subset:
     positions = np.load(chosen.directory.out / "positions.npy")
-    return Subset(name=chosen.name, positions=positions, origin=chosen.directory.key)
+    return Subset(name=chosen.name, positions=positions, origin=chosen.directory.key, unfinished=chosen.unfinished)
 
 
-def _listed_subset(pool: Pool, file: Path) -> Subset:
+def _listed_subset(pool: Pool, file: Path, name: str) -> Subset:
     ids = read_ids(file)
     positions, unknown, repeated = find_ids(pool, ids)
     if not len(positions):
@@ -130,7 +150,7 @@ def _listed_subset(pool: Pool, file: Path) -> Subset:
             f"none of the {len(ids)} ids of {file} is in pool {pool.path} ({ids[0]}, for example; the pool has "
             f"{pool.record(0).uid}): give the pool they are of with --pool DIR."
         )
-    return Subset(name=file.stem, positions=positions, origin=str(file), unknown=tuple(unknown), repeated=repeated)
+    return Subset(name=name, positions=positions, origin=str(file), unknown=tuple(unknown), repeated=repeated)
 
 
 def _distinct(subsets: Sequence[Subset]) -> list[Subset]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,8 @@ class Estimate:
     seconds: float | None
     basis: Basis
     work: Work | None = None
+    unmeasured: int = 0
+    """Of several stages together, how many these seconds leave out because nothing is known of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +97,17 @@ def _model(stage: Stage, name: str, stages: Mapping[str, Stage]) -> str:
 
 
 def total(estimates: list[Estimate]) -> Estimate:
-    """Estimates of several stages together: as sure as the least sure of them."""
-    known = [e.seconds for e in estimates if e.seconds is not None]
+    """Estimates of several stages together: what is known of them, as sure as the least sure of that."""
+    timed = [e for e in estimates if e.seconds is not None]
+    known = timed or estimates
     sureness: tuple[Basis, ...] = ("unknown", "cost model", "history")
-    basis: Basis = min((e.basis for e in estimates), key=sureness.index, default="unknown")
+    basis: Basis = min((e.basis for e in known), key=sureness.index, default="unknown")
     work = [e.work for e in estimates if e.work is not None]
     return Estimate(
-        seconds=sum(known) if len(known) == len(estimates) else None,
+        seconds=sum(e.seconds or 0 for e in timed) if timed else None,
         basis=basis,
         work=_sum(work) if len(work) == len(estimates) and work else None,
+        unmeasured=len(estimates) - len(timed) if timed else 0,
     )
 
 
@@ -120,6 +124,9 @@ def say(estimate: Estimate) -> str:
     """An estimate in words, with what it is known from."""
     done = estimate.work
     work = f"{done.flops:.1e} FLOP, {done.tokens:.1e} tokens" if done else ""
+    if estimate.unmeasured:
+        known = say(replace(estimate, unmeasured=0)).removeprefix("at least ")
+        return f"at least {known} + {estimate.unmeasured} not yet measured here"
     if estimate.basis == "history":
         return f"{duration(estimate.seconds or 0)} of work, as measured here"
     if estimate.basis == "unknown":

@@ -13,7 +13,7 @@ from harness.store import Store
 from harness.types import Cost, Stage
 
 Group = tuple[str, ...]
-LIGHT: Final = frozenset({"score", "select", "lessons", "judge"})
+LIGHT: Final = frozenset({"lessons", "judge"})
 """Kinds that take about as long whatever they work on, so that any of them stands for the others."""
 
 
@@ -47,7 +47,7 @@ class History:
     def seconds(self, stage: Stage, units: float, *, gpu: bool) -> float | None:
         """Device-seconds that a stage like those of the past takes; None where there was none like it."""
         for group in groups(stage.kind, stage.params, stage.inputs, self.backbones):
-            spent = self.spent.get((*group, _device(gpu)))
+            spent = self.spent.get((*group, _device(stage.settings, gpu)))
             if spent and spent.units:
                 return spent.fixed / spent.stages + spent.seconds / spent.units * units
         return None
@@ -61,15 +61,17 @@ class History:
         """Take a finished stage into account."""
         stage, facts, cost = manifest["stage"], manifest["facts"], Cost(**manifest["cost"])
         gpu = cost.gpu_s > 0
-        seconds = cost.gpu_s or cost.wall_s
+        processes = int(facts.get("processes", stage["settings"].get("processes", 1)))
+        seconds = cost.gpu_s or cost.wall_s * processes
         if stage["kind"] == "train":
             self.backbones[stage["key"]] = stage["params"]["backbone"]
             if facts.get("flops") and not facts.get("resumed_from"):
                 _count(self.flops.setdefault(gpu, Spent()), seconds, facts["flops"])
         units = _done_units(stage, facts)
-        fixed = _fixed_share(facts, cost) * seconds
+        fixed = _fixed_share(facts, cost.wall_s * processes) * seconds
         for group in groups(stage["kind"], stage["params"], stage["inputs"], self.backbones) if units else ():
-            _count(self.spent.setdefault((*group, _device(gpu)), Spent()), seconds - fixed, units, fixed)
+            held = _device(stage["settings"], gpu)
+            _count(self.spent.setdefault((*group, held), Spent()), seconds - fixed, units, fixed)
 
 
 def _count(spent: Spent, seconds: float, units: float, fixed: float = 0.0) -> None:
@@ -79,15 +81,16 @@ def _count(spent: Spent, seconds: float, units: float, fixed: float = 0.0) -> No
     spent.stages += 1
 
 
-def _fixed_share(facts: Mapping[str, Any], cost: Cost) -> float:
-    """Share of a pass's time that was not spent on its shards; 0 for stages that do not say."""
-    if "shards_s" not in facts or not cost.wall_s:
+def _fixed_share(facts: Mapping[str, Any], process_s: float) -> float:
+    """Share of the time of a pass's processes that was not spent on its shards; 0 for stages that do not say."""
+    if "shards_s" not in facts or not process_s:
         return 0.0
-    return max(0.0, 1 - float(facts["shards_s"]) / cost.wall_s)
+    return max(0.0, 1 - float(facts["shards_s"]) / process_s)
 
 
-def _device(gpu: bool) -> str:
-    return "gpu" if gpu else "cpu"
+def _device(settings: Mapping[str, Any], gpu: bool) -> str:
+    """What a stage runs on; processes that share a pass get in each other's way, so their number counts too."""
+    return f"{'gpu' if gpu else 'cpu'} x{settings.get('processes', 1)}"
 
 
 def groups(

@@ -33,6 +33,8 @@ class Subset:
     """Ids that the pool does not have."""
     repeated: int = 0
     """Ids that were listed before; a sample counts once."""
+    unfinished: tuple[str, ...] = ()
+    """Selections of the same sweep that could not be compared, because they are not finished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +165,7 @@ def _by_style(subsets: Sequence[Subset], records: Records, *, whole: bool) -> Ch
 def _lengths(pool: Pool, subsets: Sequence[Subset]) -> Chapter:
     how: dict[str, Callable[[Any], Any]] = {"mean": np.mean, "median": np.median, "90th percentile": _ninetieth}
     rows = [(f"{what}, {name}", column, how[name]) for what, column in _WORDS.items() for name in how]
-    rows.append(("turns, mean", "n_turns", np.mean))
+    rows.append(("exchanges, mean", "n_turns", _mean_exchanges))
     everything = _everything(pool, subsets)
     return Chapter(
         title="Lengths",
@@ -176,6 +178,10 @@ def _lengths(pool: Pool, subsets: Sequence[Subset]) -> Chapter:
 
 def _ninetieth(values: npt.NDArray[Any]) -> float:
     return float(np.percentile(values, 90))
+
+
+def _mean_exchanges(turns: npt.NDArray[Any]) -> float:
+    return float(turns.mean()) / 2  # a question and its answer are two turns of the pool's column
 
 
 def _images(pool: Pool, subsets: Sequence[Subset]) -> Chapter:

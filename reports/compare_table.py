@@ -41,9 +41,10 @@ def compare_table(comparison: Comparison) -> Table:
         columns=tuple(Column(key=k, title=t, kind="count") for k, t in zip(keys, titles, strict=True)),
         blocks=(Block(title=comparison.pool.name, sections=tuple(sections)),),
         corner="",
+        counts_runs=False,
         caption=f"Selections of {comparison.pool.name} ({comparison.pool.n:,} samples).",
         notes=_notes(comparison),
-        footnotes=tuple(_unknown(comparison)),
+        footnotes=(*_unknown(comparison), *_unfinished(comparison)),
     )
 
 
@@ -111,6 +112,11 @@ def _unknown(comparison: Comparison) -> list[str]:
     ]
 
 
+def _unfinished(comparison: Comparison) -> list[str]:
+    names = [name for s in comparison.subsets for name in s.unfinished]
+    return [f"Not finished and left out: {', '.join(names)}."] if names else []
+
+
 def compare_json(comparison: Comparison) -> dict[str, Json]:
     """The comparison with all sources and all unknown ids; arrays follow the order of `subsets`, then the pool."""
     o = comparison.overlap
@@ -127,6 +133,7 @@ def compare_json(comparison: Comparison) -> dict[str, Json]:
             }
             for s in comparison.subsets
         ],
+        "unfinished": [name for s in comparison.subsets for name in s.unfinished],
         "overlap": {
             "shared": o.shared.tolist(),
             "jaccard": o.jaccard.tolist(),

@@ -43,7 +43,7 @@ class CellCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostLine:
-    """Mean device-seconds per cell of one method at one budget on one backbone.
+    """Mean device-seconds per finished cell of one method at one budget on one backbone.
 
     `select` counts a cell's selection stages in full, `select_shared` divides each by the cells that use it.
     Budgets and comparisons are about selection and training; evaluation is the same for everyone.
@@ -53,6 +53,8 @@ class CostLine:
     budget: str
     backbone: str
     n: int
+    """Finished cells, those that the means are over."""
+    planned: int
     select: float
     select_shared: float
     train: float
@@ -63,7 +65,10 @@ class CostLine:
     """The same with every stage divided by the cells that use it."""
     peak_rss_gb: float
     saved: float | None
-    """Share of the full run's training saved, the whole selection paid: 1 - (select + train) / full."""
+    """Share of the full run's training saved, the whole selection paid: 1 - (select + train) / full.
+
+    None without a finished full run, as are the others below.
+    """
     break_even: float | None
     """Trainings that must share the selection before anything is saved; None where none ever suffice."""
     equal_compute_budget: float | None
@@ -72,17 +77,17 @@ class CostLine:
     """REL points over random at that budget."""
 
 
-def device_seconds(cost: Cost) -> float:
+def device_seconds(use: StageUse) -> float:
     """Seconds for which a stage held devices, times their number.
 
-    A stage without a GPU holds one CPU-device, a slot of the executor with its fixed number of threads.
+    A process without a GPU holds one CPU-device, the executor's fixed number of threads.
     """
-    return cost.gpu_s or cost.wall_s
+    return use.cost.gpu_s or use.cost.wall_s * use.processes
 
 
 def device(cells: Iterable[CellRow]) -> Device:
     """What the device-seconds of some cells are seconds of."""
-    found = {s.cost.gpu_s > 0 for c in cells for s in c.stages if device_seconds(s.cost)}
+    found = {s.cost.gpu_s > 0 for c in cells for s in c.stages if device_seconds(s)}
     return "GPU" if found == {True} else "GPU and CPU-device" if True in found else "CPU-device"
 
 
@@ -98,7 +103,7 @@ def total(cells: Iterable[CellRow]) -> dict[Part, Cost]:
 def total_seconds(cells: Iterable[CellRow]) -> dict[Part, float]:
     """The same in device-seconds."""
     once = _once(cells)
-    return {part: sum(device_seconds(s.cost) for s in once if s.part == part) for part in PARTS}
+    return {part: sum(device_seconds(s) for s in once if s.part == part) for part in PARTS}
 
 
 def _once(cells: Iterable[CellRow]) -> list[StageUse]:
@@ -115,8 +120,8 @@ def cell_cost(cell: CellRow, users: Mapping[str, int]) -> CellCost:
     """What one cell cost, given how many cells use each stage."""
     full, shared = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     for s in cell.stages:
-        full[s.part] += device_seconds(s.cost)
-        shared[s.part] += device_seconds(s.cost) / users[s.key]
+        full[s.part] += device_seconds(s)
+        shared[s.part] += device_seconds(s) / users[s.key]
     return CellCost(
         select=full["select"],
         select_shared=shared["select"],
@@ -128,18 +133,23 @@ def cell_cost(cell: CellRow, users: Mapping[str, int]) -> CellCost:
 
 
 def cost_lines(cells: Sequence[CellRow], summaries: Sequence[BackboneSummary]) -> list[CostLine]:
-    """One line per method, budget and backbone, in table order."""
-    users = sharers(cells)
+    """One line per method, budget and backbone that has a finished cell, in table order."""
+    users, planned = sharers(cells), Counter(map(_where, cells))
     groups: dict[tuple[str, str, str], list[CellRow]] = {}
     for cell in sorted(cells, key=_table_order):
-        if cell.stages:
-            groups.setdefault((cell.backbone, cell.budget, cell.method), []).append(cell)
+        if cell.status == "ok" and any(map(device_seconds, cell.stages)):
+            groups.setdefault(_where(cell), []).append(cell)
     means = {where: _mean([cell_cost(c, users) for c in group]) for where, group in groups.items()}
     full = {backbone: means[backbone, budget, m].train for backbone, budget, m in groups if m == FULL}
     by_name = {s.grid.backbone: s for s in summaries}
     return [
-        _line(group, means[where], full.get(where[0]), by_name.get(where[0])) for where, group in groups.items()
+        _line(group, planned[where], means[where], full.get(where[0]), by_name.get(where[0]))
+        for where, group in groups.items()
     ]
+
+
+def _where(cell: CellRow) -> tuple[str, str, str]:
+    return cell.backbone, cell.budget, cell.method
 
 
 def _table_order(cell: CellRow) -> tuple[str, bool, tuple[float, float, str], bool, str, int]:
@@ -159,7 +169,9 @@ def _mean(costs: Sequence[CellCost]) -> CellCost:
     )
 
 
-def _line(group: list[CellRow], mean: CellCost, full: float | None, summary: BackboneSummary | None) -> CostLine:
+def _line(
+    group: list[CellRow], planned: int, mean: CellCost, full: float | None, summary: BackboneSummary | None
+) -> CostLine:
     first = group[0]
     compared = full if first.method != FULL else None
     afforded = equal_compute_budget(first.budget_fraction, mean.select, compared)
@@ -168,6 +180,7 @@ def _line(group: list[CellRow], mean: CellCost, full: float | None, summary: Bac
         budget=first.budget,
         backbone=first.backbone,
         n=len(group),
+        planned=planned,
         select=mean.select,
         select_shared=mean.select_shared,
         train=mean.train,

@@ -41,8 +41,9 @@ def cost_table(lines: Sequence[CostLine], device: Device, titles: Mapping[str, s
             )
             for backbone, sections in blocks.items()
         ),
-        caption=f"Cost of a cell in {device} time, means over the cells of a line.",
+        caption=f"Cost of a cell in {device} time, means over the finished cells of a line.",
         notes=(
+            "Cells: finished ones, of how many where some are not; a line without one is left out. "
             "Select: every stage the selection rests on, warm-ups included, in full; shared: each divided by the "
             "cells that use it. Total: selection, training and evaluation, in full and shared.",
             "Saved: of the full run's training, the whole selection paid by one training. Pays off: trainings "
@@ -53,7 +54,7 @@ def cost_table(lines: Sequence[CostLine], device: Device, titles: Mapping[str, s
 
 
 def _row(line: CostLine, titles: Mapping[str, str]) -> Row:
-    shown = {"n": str(line.n)}
+    shown = {"n": cells_of(line)}
     shown |= {
         name: duration(getattr(line, name))
         for name in ("select", "select_shared", "train", "eval", "total", "total_shared")
@@ -72,6 +73,11 @@ def _row(line: CostLine, titles: Mapping[str, str]) -> Row:
         role=ROLES.get(line.method, "method"),
         n=line.n,
     )
+
+
+def cells_of(line: CostLine) -> str:
+    """The number of cells that a line's means are over, and of how many where some are not finished."""
+    return str(line.n) if line.n == line.planned else f"{line.n}/{line.planned}"
 
 
 def duration(seconds: float) -> str:

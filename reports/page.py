@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports.cost import device, total_seconds
-from reports.cost_table import duration
+from reports.cost_table import cells_of, duration
 from reports.main_table import method_title
 from reports.render_html import table_html
 from reports.summary import BackboneSummary, MethodSummary
@@ -49,6 +49,7 @@ def page(report: Report, drawings: Sequence[Drawing], downloads: Mapping[str, st
             table=Markup(table_html(report.table)),
             blocks=[_block(s, report, drawings) for s in report.summaries],
             costs=report.costs,
+            cells_of=cells_of,
             device=device(report.cells),
             cost_total=total_seconds(report.cells),
             title_of=lambda name: method_title(name, report.meta.titles),

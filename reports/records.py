@@ -100,7 +100,7 @@ def _failed_input(store: Store, cell: Mapping[str, Any]) -> StageDir | None:
 
 
 def _cell(store: Store, sweep: Mapping[str, Any], cell: Mapping[str, Any], rows: list[ScoreRow]) -> CellRow:
-    uses = tuple(_use(store, cell, stage) for stage in cell["stages"])
+    uses = tuple(stage_use(store, cell, stage) for stage in cell["stages"])
     found = {row.status for row in rows}
     status: Status = "ok" if found == {"ok"} else ("failed" if "failed" in found else "pending")
     return CellRow(
@@ -112,9 +112,23 @@ def _cell(store: Store, sweep: Mapping[str, Any], cell: Mapping[str, Any], rows:
     )
 
 
-def _use(store: Store, cell: Mapping[str, Any], stage: Mapping[str, Any]) -> StageUse:
+def stage_use(store: Store, cell: Mapping[str, Any], stage: Mapping[str, Any]) -> StageUse:
+    """What a cell uses a stage for, and what that has cost."""
     directory = store.by_key(stage["kind"], stage["key"])
-    return StageUse(part=_part(cell, stage), key=stage["key"], label=stage["label"], cost=directory.cost())
+    return StageUse(
+        part=_part(cell, stage),
+        key=stage["key"],
+        label=stage["label"],
+        cost=directory.cost(),
+        processes=_processes(directory) if stage["kind"] == "features" else 1,
+    )
+
+
+def _processes(directory: StageDir) -> int:
+    """Processes that shared a pass; where it is not finished, as many as it was begun with."""
+    manifest, spec = directory.manifest(), read_json(directory.path / "spec.json") or {}
+    asked = spec.get("settings", {}).get("processes", 1)
+    return int(str(manifest.facts.get("processes", asked) if manifest else asked))
 
 
 def _part(cell: Mapping[str, Any], stage: Mapping[str, Any]) -> Part:

@@ -12,13 +12,14 @@ def table_csv(table: Table) -> str:
     """One line per row; scores to six decimals, counts as `k/N`, empty where there is no number."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["block", "section", "row", "runs", *(name for c in table.columns for name in _names(c))])
+    runs = ["runs"] if table.counts_runs else []
+    writer.writerow(["block", "section", "row", *runs, *(name for c in table.columns for name in _names(c))])
     for block in table.blocks:
         for section in block.sections:
             for row in section.rows:
                 cells = zip(row.cells, table.columns, strict=True)
                 values = [v for cell, column in cells for v in _values(cell, column)]
-                writer.writerow([block.title, section.title, row.label, row.n, *values])
+                writer.writerow([block.title, section.title, row.label, *([row.n] if runs else []), *values])
     return out.getvalue()
 
 

@@ -65,12 +65,16 @@ class ScoreRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageUse:
-    """A stage that a cell rests on, and what that stage has cost; cells that share it name the same key."""
+    """A stage that a cell rests on, and what that stage has cost; cells that share it name the same key.
+
+    `processes` is how many shared its work; without a GPU each of them held a device of its own.
+    """
 
     part: Part
     key: str
     label: str = ""
     cost: Cost = field(default_factory=Cost)
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

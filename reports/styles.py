@@ -18,10 +18,11 @@ DETAILED_WORDS: Final = 40
 """Words of the shortest answer that describes in detail whatever was asked."""
 
 _OPTION: Final = re.compile(r"(?:^|\s)\(?[A-J][.):]\s")
+"""What stands before an option; the option goes to the next one or the end of its line."""
 _LETTER: Final = re.compile(r"\(?[A-J][.):]?")
 _PLACE: Final = re.compile(r"[\[(]\s*-?\d*\.?\d+(?:\s*,\s*-?\d*\.?\d+)+\s*[\])]")
 _STEPS: Final = re.compile(r"step[ -]by[ -]step|chain[ -]of[ -]thought|rationale|your reasoning", re.I)
-_FORMS: Final = r"json|poem|haiku|list|table|story|headline|tweet|rhyme|capitals|capital letters|upper case"
+_FORMS: Final = r"json|poem|haiku|list|table|story|headline|tweet|rhyme|capitals|capital letters|upper case|quotes"
 _FORM: Final = re.compile(rf"\b(?:in|as|into) (?:an? )?(?:{_FORMS})\b|in the style of", re.I)
 _COMPARE: Final = re.compile(r"\bcompar\w+|\bdifferences? between\b|\bin common\b|\bsimilarit\w+", re.I)
 _DESCRIBE: Final = re.compile(r"\bdescri\w+|\bcaption\b|\bsummari[sz]e\b", re.I)
@@ -42,7 +43,14 @@ def _ends(words: list[str]) -> set[str]:
 
 
 def _chooses(question: str, words: list[str]) -> bool:
-    return len(_OPTION.findall(question)) >= 2 and any(map(_LETTER.fullmatch, _ends(words)))
+    """Whether options are offered, and the answer is the letter or the text of one."""
+    options = [text.partition("\n")[0] for text in _OPTION.split(question)[1:]]
+    chosen = {_bare(text) for text in options} - {""}
+    return len(options) >= 2 and (any(map(_LETTER.fullmatch, _ends(words))) or _bare(" ".join(words)) in chosen)
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split()).rstrip(".,;").lower()
 
 
 def _describes(question: str, words: list[str]) -> bool:

@@ -113,6 +113,8 @@ class Table:
     notes: tuple[str, ...] = ()
     footnotes: tuple[str, ...] = ()
     corner: str = "Method"
+    counts_runs: bool = True
+    """Whether the rows are means over runs, so that their `n` is worth writing down."""
 
     def __post_init__(self) -> None:
         for row in self.rows:

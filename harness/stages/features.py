@@ -37,6 +37,8 @@ Shard = tuple[int, int, Path]
 """First position, the one after the last, and the file it is kept in."""
 REASON = "failure"
 """Column of failure reasons within a shard."""
+TRUNCATED = "truncated"
+"""A column that says which samples were cut to a length."""
 SECONDS = "seconds taken"
 """Column of one number within a shard: how long it took. It is kept there because a pass may be interrupted."""
 
@@ -48,6 +50,8 @@ class Joined:
     failures: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     """How long each shard took, as far as it says so."""
+    truncated: int = 0
+    """Samples that were cut to a length, where the pass has a column of that name."""
 
 
 def run_features(context: StageContext) -> Facts:
@@ -76,7 +80,9 @@ def run_features(context: StageContext) -> Facts:
         "shards": len(shards),
         "shards_resumed": resumed,
         "failures": dict(joined.failures),
+        **({"truncated": joined.truncated} if joined.truncated else {}),
         "device": context.device,
+        "processes": min(processes, len(shards)),
         **_measured(joined, opening),
     }
 
@@ -227,6 +233,8 @@ def _join(files: list[Path], pool: Pool, out: Path) -> Joined:
                     shape = (pool.n, *values.shape[1:])
                     targets[name] = open_memmap(out / f"{name}.npy", mode="w+", dtype=values.dtype, shape=shape)
                 targets[name][at : at + len(values)] = values
+                if name == TRUNCATED:
+                    joined.truncated += int(np.count_nonzero(values))
         for i in np.flatnonzero(reasons != ""):
             joined.failures[str(reasons[i]).split(":")[0]] += 1
             failed.append({"position": at + int(i), "reason": str(reasons[i])})

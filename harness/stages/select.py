@@ -75,21 +75,23 @@ def run_select(context: StageContext) -> Facts:
     positions = checked(selection, s.pool, n, s.selector.name)
     np.save(context.out / "positions.npy", positions)
     doubts: dict[str, Json] = {"uncertain": list(s.selector.uncertain)} if s.selector.uncertain else {}
-    card = selection_card(s.pool, positions, doubts | _failures(context) | dict(selection.card))
+    card = selection_card(s.pool, positions, doubts | _read(context) | dict(selection.card))
     write_json(context.out / "card.json", card)
     write_json(context.out / "selection.json", {"pool": s.pool.digest, "n": n, "of": s.pool.n})
     return {"n": n, "n_topup": card["n_topup"], "n_nan": card["n_nan"]}
 
 
-def _failures(context: StageContext) -> dict[str, Json]:
-    """Entry `failed` of the card: samples that a pass could not read, by its label and their reason."""
-    found: dict[str, Json] = {}
+def _read(context: StageContext) -> dict[str, Json]:
+    """What passes had trouble with, by their labels: `failed` by reason, and `truncated` to their length."""
+    found: dict[str, dict[str, Json]] = {"failed": {}, "truncated": {}}
     for name in context.stage.inputs:
         kind, _, label = name.partition(".")
         manifest = context.store.input(context.stage, name).manifest() if kind == "features" else None
-        if manifest is not None and manifest.facts.get("failures"):
-            found[label] = manifest.facts["failures"]
-    return {"failed": found} if found else {}
+        if manifest is not None:
+            for entry, fact in (("failed", "failures"), ("truncated", "truncated")):
+                if manifest.facts.get(fact):
+                    found[entry][label] = manifest.facts[fact]
+    return {entry: said for entry, said in found.items() if said}
 
 
 def checked(selection: Selection, pool: Pool, n: int, name: str) -> npt.NDArray[np.int32]:

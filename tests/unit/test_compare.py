@@ -171,8 +171,27 @@ def test_an_unfinished_selection_is_not_compared(tmp_path: Path, store: Store, p
     fresh = Store(tmp_path).create()
     cell = store.sweep("study")["cells"][0]
     fresh.write_sweep("study", {"cells": [cell]})
-    with pytest.raises(HarnessError, match=r"is missing: run its cell first"):
+    with pytest.raises(HarnessError, match=rf"selection {cell['label']} is missing: run its cell first"):
+        read_subsets(fresh, [cell["label"]])
+    with pytest.raises(HarnessError, match=rf"has no finished selection \({cell['label']}, for example\)"):
         read_subsets(fresh, ["study"])
+
+
+def test_what_a_sweep_has_not_finished_is_left_out_and_named(store: Store) -> None:
+    cells = store.sweep("study")["cells"]
+    store.write_sweep("more", {"cells": [*cells, {**cells[0], "select": "f" * 64, "label": "length/10%/tiny/s0"}]})
+    pool, subsets = read_subsets(store, ["more"])
+    assert len(subsets) == 3
+    found = compare(pool, subsets, CompareOptions(texts=False))
+    assert compare_table(found).footnotes == ("Not finished and left out: length/10%/tiny/s0.",)
+    assert compare_json(found)["unfinished"] == ["length/10%/tiny/s0"]
+
+
+def test_files_of_one_stem_are_called_by_their_names(tmp_path: Path, store: Store, pool: Pool) -> None:
+    for name in ("theirs.txt", "theirs.csv", "ours.txt"):
+        (tmp_path / name).write_text("id\ns1\n")
+    given = [str(tmp_path / name) for name in ("theirs.txt", "theirs.csv", "ours.txt")]
+    assert names(store, *given, pool=Path(pool.path)) == ["theirs.txt", "theirs.csv", "ours"]
 
 
 def positions(*numbers: int) -> Any:
@@ -238,7 +257,7 @@ def test_composition_by_hand(compared: Comparison) -> None:
     assert values(compared, "Images", "% without image") == pytest.approx((20, 100 * 3 / 14, 20))
     assert values(compared, "Images", "width, median") == (16, 16, 16)
     assert values(compared, "Images", "height, median") == (24, 24, 24)
-    assert values(compared, "Lengths", "turns, mean") == pytest.approx((2.5, 2 + 2 * 4 / 14, 2.5))
+    assert values(compared, "Lengths", "exchanges, mean") == pytest.approx((1.25, 1 + 4 / 14, 1.25))
 
 
 def test_shares_add_up(compared: Comparison) -> None:
@@ -273,6 +292,7 @@ def test_tables_say_it_in_every_format(compared: Comparison) -> None:
     assert "charts: 2 of its ids are not in the pool and are left out, for example a, b." in text
     jaccard = compared.overlap.jaccard[0, 1]
     assert f"| first | — | {jaccard:.3f} | — |" in text
+    assert "runs" not in render(table, "csv").splitlines()[0].split(",")
     for form in ("csv", "tex", "html", "terminal"):
         assert f"{jaccard:.3f}" in render(table, form)  # type: ignore[arg-type]
 

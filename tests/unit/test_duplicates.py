@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
+from harness.miniworld import teachers
+from harness.miniworld.build import draw_pool
+from harness.miniworld.build import record as miniworld_record
 from harness.pool import Pool, Record
 from harness.pool_write import PoolWriter
 from reports.duplicates import DISTANCE, Looked, dhash, duplicate_rate, expected_rate, families, look, text_digest
@@ -165,6 +168,9 @@ def test_random_subsets_repeat_less_than_the_pool(pool: Pool) -> None:
     [
         ("Which one?\nA. cat\nB. dog\nAnswer with the letter.", "B", "multi-choice"),
         ("Which one? (A) cat (B) dog", "(B) dog", "multi-choice"),
+        ("Which one?\nA. a cat\nB. a black dog.", "A black dog", "multi-choice"),
+        ("Which one?\nA. a cat\nB. a dog", "a horse", "word/short-phrase"),
+        ("Which one? Answer in quotes.", '"dog"', "specified style"),
         ("Is A. Smith in the picture?", "Yes.", "yes/no"),
         ("Is it red?", "no, it is blue", "yes/no"),
         ("Where is the dog? Give its box.", "[0.1, 0.22, 0.3, 0.4]", "coordinate"),
@@ -180,6 +186,13 @@ def test_random_subsets_repeat_less_than_the_pool(pool: Pool) -> None:
 )
 def test_styles_by_example(question: str, answer: str, style: str) -> None:
     assert style_of(record(answer, "x.png", question=question)) == style
+
+
+def test_rules_find_the_true_styles_of_miniworld() -> None:
+    for sample in draw_pool(300, seed=0):
+        turns = [(str(t["from"]), str(t["value"])) for t in miniworld_record(sample, "u")["conversations"]]
+        read = Record(uid="u", source="s", conversations=tuple(turns), images=())
+        assert style_of(read) == teachers.styles(sample)[0], turns
 
 
 def test_every_sample_has_one_of_nine_styles() -> None:

@@ -144,13 +144,35 @@ def test_evaluation_takes_what_the_backbone_took(tmp_path: Path, pool: Pool, mod
     assert seconds(store, evaluate("foreign"), planned).basis == "cost model"
 
 
-def test_light_stages_stand_for_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["score", "select"])
+def test_a_selection_says_nothing_of_another_selector_or_pool(tmp_path: Path, kind: str) -> None:
     store = Store(tmp_path).create()
     params: dict[str, Json] = {"selector": {"name": "random"}, "pool": "p", "budget": "5%"}
-    finish(store, Stage(kind="select", version=1, params=params), {}, wall_s=0.5)
-    other = Stage(kind="select", version=1, params=params | {"selector": {"name": "length"}, "pool": "q"})
-    assert seconds(store, other).seconds == pytest.approx(0.5)
-    assert seconds(Store(tmp_path / "empty").create(), other) == Estimate(seconds=None, basis="unknown")
+    finish(store, Stage(kind=kind, version=1, params=params), {}, wall_s=0.5)
+    again = Stage(kind=kind, version=1, params=params | {"budget": "10%"})
+    assert seconds(store, again).seconds == pytest.approx(0.5)
+    for change in ({"selector": {"name": "deita"}}, {"pool": "q"}):
+        other = Stage(kind=kind, version=1, params={**params, **change})
+        assert seconds(store, other) == Estimate(seconds=None, basis="unknown")
+
+
+def test_judges_stand_for_each_other(tmp_path: Path) -> None:
+    store = Store(tmp_path).create()
+    finish(store, Stage(kind="judge", version=1, params={"of": "x"}), {}, wall_s=0.5)
+    assert seconds(store, Stage(kind="judge", version=1, params={"of": "y"})).seconds == pytest.approx(0.5)
+
+
+def test_a_shared_pass_is_measured_in_the_seconds_of_all_its_processes(
+    tmp_path: Path, pool: Pool, model: Path
+) -> None:
+    """And it is no guide to what one process would take."""
+    store = Store(tmp_path).create()
+    alone = features(pool, model)
+    shared = replace(alone, settings={**alone.settings, "processes": 4})
+    past = replace(shared, params={**shared.params, "pool": "other"})
+    finish(store, past, {"samples": 10, "shards_s": 16.0, "processes": 4}, wall_s=5.0)
+    assert seconds(store, shared).seconds == pytest.approx(4 + 16.0 / 10 * N)
+    assert seconds(store, alone).basis == "cost model"
 
 
 def test_the_model_of_work_by_hand(pool: Pool, model: Path) -> None:
@@ -233,7 +255,17 @@ def test_a_sum_is_as_sure_as_its_least_sure_part() -> None:
     assert total([measured, measured]) == Estimate(seconds=10, basis="history")
     assert total([measured, modelled]) == Estimate(seconds=12, basis="cost model")
     assert total([modelled, modelled]).work == Work(samples=2, tokens=4, flops=6, weights=4)
-    assert say(total([measured, unknown])) == "not yet measured here"
+    assert say(total([unknown, unknown])) == "not yet measured here"
+
+
+def test_a_sum_has_what_is_known_and_counts_the_rest() -> None:
+    measured = Estimate(seconds=5, basis="history")
+    modelled = Estimate(seconds=7, basis="cost model")
+    unknown = Estimate(seconds=None, basis="unknown")
+    found = total([measured, unknown, unknown])
+    assert found == Estimate(seconds=5, basis="history", unmeasured=2)
+    assert say(found) == "at least 5 s of work, as measured here + 2 not yet measured here"
+    assert say(total([modelled, unknown])) == "at least 7 s by cost model + 1 not yet measured here"
 
 
 def test_durations_are_as_a_person_says_them() -> None:

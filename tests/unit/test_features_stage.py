@@ -19,6 +19,7 @@ import pytest
 from harness import registry
 from harness.api import FeaturePass
 from harness.errors import HarnessError
+from harness.keys import stage_key
 from harness.pool import Pool
 from harness.registry import Plugin
 from harness.stages import features as stage_module
@@ -75,7 +76,7 @@ def test_a_pass_measures_itself(tmp_path: Path, stage: Stage) -> None:
     assert run(store, stage) == "done"
     found = facts(store, stage)
     assert (found["samples"], found["shards"], found["shards_resumed"]) == (N, 3, 0)
-    assert found["device"] == "cpu"
+    assert (found["device"], found["processes"]) == ("cpu", 1)
     assert found["failures"] == {"odd": 5}
     assert 0 < found["slowest_shard_s"] <= found["shards_s"] <= store.at(stage).cost().wall_s + 0.01
     columns = read_columns(store.at(stage).out)
@@ -159,6 +160,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, stage: Stage, share
     assert len(who(shared) - {os.getpid()}) == 2
     assert outputs(one, stage) == outputs(two, stage)
     assert facts(two, stage)["shards_s"] >= 10 * 0.15
+    assert facts(two, stage)["processes"] == 2
 
 
 def alive(pid: int) -> bool:
@@ -214,3 +216,31 @@ def test_killed_between_shards_both_processes_end_and_the_next_run_goes_on(
     assert 3 <= facts(store, shared)["shards_resumed"] < 10
     assert run(whole, stage) == "done"
     assert outputs(store, shared) == outputs(whole, stage)
+
+
+def test_a_card_counts_what_passes_could_not_read_or_had_to_cut(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Words.run
+
+    def cutting(self: Words, pool: Pool, start: int, stop: int) -> tuple[dict[str, Any], list[str]]:
+        columns, reasons = plain(self, pool, start, stop)
+        return columns | {"truncated": np.arange(start, stop) % 3 == 0}, reasons
+
+    monkeypatch.setattr(Words, "run", cutting)
+    store = Store(tmp_path / "store").create()
+    assert run(store, stage) == "done"
+    selector: dict[str, Json] = {"name": "random", "distribution": "sievebench", "version": 1, "config": {}}
+    select = Stage(
+        kind="select",
+        version=1,
+        params={"selector": selector, "budget": "30%", "seed": 0},
+        inputs={"features.words": stage_key(stage)},
+        settings={"pool_path": stage.settings["pool_path"], "selector_path": ""},
+        label="random/30%/select",
+    )
+    assert run(store, select) == "done"
+    card = json.loads((store.at(select).out / "card.json").read_text())
+    assert card["failed"] == {"words": {"odd": 5}}
+    assert card["truncated"] == {"words": 14}
+    assert (card["n"], card["n_nan"], card["n_topup"], card["n_truncated"]) == (12, 0, 0, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from harness.types import Cost, Stage
 from reports.cost import cell_cost, cost_lines, device, device_seconds, sharers, total, total_seconds
 from reports.cost_table import cost_csv, cost_table, duration
 from reports.export import cost_json
-from reports.records import read_sweep
+from reports.records import read_sweep, stage_use
 from reports.render import render
 from reports.rows import CellRow, Part, StageUse
 
@@ -44,8 +44,11 @@ CELLS = [
 
 
 def test_a_device_second_is_a_second_of_what_was_held() -> None:
-    assert device_seconds(Cost(wall_s=10, cpu_s=35)) == 10
-    assert device_seconds(Cost(wall_s=10, cpu_s=35, gpu_s=40)) == 40
+    alone = StageUse(part="select", key="k", cost=Cost(wall_s=10, cpu_s=35))
+    assert device_seconds(alone) == 10
+    assert device_seconds(replace(alone, processes=4)) == 40
+    on_gpu = replace(alone, cost=Cost(wall_s=10, cpu_s=35, gpu_s=10))
+    assert device_seconds(replace(on_gpu, processes=4)) == 10  # four processes share the one GPU
 
 
 def test_cpu_seconds_are_called_so() -> None:
@@ -94,6 +97,28 @@ def test_lines_are_means_and_compare_with_the_full_run() -> None:
     assert lines["full"].saved is None
 
 
+def test_means_are_over_finished_cells_and_count_them() -> None:
+    half = replace(cell("icons", 2, PASS, use("train", "t3", 3)), status="failed")
+    waiting = replace(cell("icons", 3), status="pending")
+    cells = [*CELLS, half, waiting]
+    icons = next(line for line in cost_lines(cells, []) if line.method == "icons")
+    assert (icons.n, icons.planned, icons.train, icons.eval) == (2, 4, 21, 6)
+    assert icons.saved == pytest.approx(1 - 111 / 200)
+    assert "| ICONS | 2/4 | 90 s |" in render(cost_table(cost_lines(cells, []), "GPU", {"icons": "ICONS"}), "md")
+    assert total_seconds(cells)["train"] == 275
+
+
+def test_an_unfinished_full_run_is_compared_with_by_nobody() -> None:
+    broken = replace(cell("full", 0, use("train", "t2", 10)), status="failed")
+    lines = cost_lines([*CELLS[:3], broken], [])
+    assert [line.method for line in lines] == ["random", "icons"]
+    assert {(line.saved, line.break_even, line.equal_compute_budget) for line in lines} == {(None, None, None)}
+
+
+def test_nothing_spent_is_no_line() -> None:
+    assert cost_lines([cell("icons", 0, use("train", "t0", 0)), replace(CELLS[0], status="pending")], []) == []
+
+
 def test_the_table_says_what_its_seconds_are() -> None:
     text = render(cost_table(cost_lines(CELLS, []), "CPU-device", {"icons": "ICONS"}), "md")
     assert "Cost of a cell in CPU-device time" in text
@@ -126,6 +151,22 @@ def test_short_times_keep_two_digits() -> None:
     assert [duration(s) for s in (0.0, 0.123, 9.94, 12.3, 150, 9000)] == [
         "0 s", "0.12 s", "9.9 s", "12 s", "2 min", "2.5 h",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [{}, {"processes": 2}])
+def test_processes_of_a_pass_are_read_off_its_result_or_else_its_settings(
+    tmp_path: Path, said: dict[str, int]
+) -> None:
+    store = Store(tmp_path).create()
+    stage = Stage(kind="features", version=1, params={}, settings={"processes": 4})
+    directory = store.at(stage)
+    directory.begin(stage)
+    cell = {"select": "s", "train": "t"}
+    listed = {"key": directory.key, "kind": "features", "label": "pass"}
+    assert stage_use(store, cell, listed).processes == 4
+    directory.fresh_out()
+    directory.commit(stage, said, {})
+    assert stage_use(store, cell, listed).processes == said.get("processes", 4)
 
 
 @pytest.mark.parametrize("kind", ["train", "lessons", "features", "something new"])
