@@ -64,7 +64,9 @@ class Cell:
     def changed(self) -> dict[str, Json]:
         """Settings of the selector that are not its defaults, by name in order."""
         default = selector_spec(self.selector.name, {}).config
-        return {k: v for k, v in sorted(self.selector.config.items()) if plain(v) != plain(default[k])}
+        given = sorted(self.selector.config.items())
+        # What is not among the defaults is a field that is left out where it has its default.
+        return {k: v for k, v in given if k not in default or plain(v) != plain(default[k])}
 
     @property
     def method(self) -> str:

@@ -32,23 +32,25 @@ def show_status(root: Path, name: str, console: Console) -> int:
         stages = _stages(store, sweep)
         console.print(Text(f"{sweep}: {len(stages)} stages", style="bold"))
         console.print(_counts(stages))
-        for label, directory in stages.items():
+        for label, directory in stages:
             if directory.status() in ("failed", "interrupted"):
                 failed += directory.status() == "failed"
                 _show_failure(label, directory, console)
-        for directory in stages.values():
+        for _, directory in stages:
             for conflict in directory.conflicts():
                 console.print(Text(f"recomputed with another result: {conflict}", style="yellow"))
     return 1 if failed else 0
 
 
-def _stages(store: Store, sweep: str) -> dict[str, StageDir]:
+def _stages(store: Store, sweep: str) -> list[tuple[str, StageDir]]:
+    """Label and directory of every stage of a sweep, each once; stages may share a label."""
     cells = store.sweep(sweep)["cells"]
-    return {s["label"]: store.by_key(s["kind"], s["key"]) for cell in cells for s in cell["stages"]}
+    stages = {s["key"]: s for cell in cells for s in cell["stages"]}
+    return [(s["label"], store.by_key(s["kind"], key)) for key, s in stages.items()]
 
 
-def _counts(stages: dict[str, StageDir]) -> RichTable:
-    found: Counter[tuple[str, str]] = Counter((d.path.parent.name, d.status()) for d in stages.values())
+def _counts(stages: list[tuple[str, StageDir]]) -> RichTable:
+    found: Counter[tuple[str, str]] = Counter((d.path.parent.name, d.status()) for _, d in stages)
     table = RichTable(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("stage", *ORDER):
         table.add_column(column, justify="left" if column == "stage" else "right")

@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -66,9 +66,10 @@ class Added:
 def disturb_pool(pool: Pool, out: Path, amounts: Mapping[Defect, Budget], options: DisturbOptions) -> Pool:
     """Write all samples of a pool and some more, by defect so many of the pool's number, to a new pool.
 
-    Beside it lies `NAME.truth.parquet` (uid, source, defect, uid of the original), which no selector may read.
-    Samples are drawn by hashes of uids, so 5 % is part of 10 %; the new pool is in random order. Raises
-    HarnessError where the pool has not enough samples for a defect.
+    Beside it lies `NAME.truth.parquet` (uid, source, defect or nothing, uid it was made of), which no selector
+    may read. All uids are new, and so are the keys of images that are no files; the new pool is in random order.
+    Samples are drawn by hashes of uids, so 5 % is part of 10 %. Raises HarnessError where the pool has not enough
+    samples for a defect.
     """
     if not amounts:
         raise HarnessError(f"nothing to add to {pool.path}: say how much of {', '.join(DEFECTS)}.")
@@ -86,7 +87,7 @@ def disturb_pool(pool: Pool, out: Path, amounts: Mapping[Defect, Budget], option
                 f"{sum(writer.rejects.values())} samples of pool {pool.path} cannot be used any more "
                 f"({', '.join(writer.rejects)}): 'sievebench pool verify' says which."
             )
-        _write_truth(pool, added, out)
+        _write_truth(pool, added, options.seed, out)
     return writer.pool()
 
 
@@ -113,7 +114,8 @@ def draw(pool: Pool, defect: Defect, amount: Budget, seed: int) -> list[Added]:
     ]
 
 
-def _uid(defect: Defect, seed: int, uid: str) -> str:
+def _uid(defect: Defect | Literal[""], seed: int, uid: str) -> str:
+    """A sample's uid in the new pool: of one form, whether it was there before (no defect) or is added."""
     return hashlib.blake2b(f"{defect} {seed} {uid}".encode(), digest_size=8).hexdigest()
 
 
@@ -167,21 +169,36 @@ def _paired(rank: Ints, group: Any, near: Any, differ: Callable[[int, int], bool
             yield int(position), partner
 
 
+def _new_uids(pool: Pool, added: list[Added], seed: int) -> list[str]:
+    """Uids of the samples that were there, in pool order, then of those added."""
+    return [*(_uid("", seed, uid) for uid in pool.uids()), *(one.uid for one in added)]
+
+
 def _mixed(pool: Pool, added: list[Added], seed: int) -> Iterator[Sample]:
     """All samples of the new pool in its order."""
-    hashes = np.concatenate(
-        [pool.column("uid_hash64"), np.array([uid_hash64(one.uid) for one in added], dtype=np.uint64)]
-    )
+    uids = _new_uids(pool, added, seed)
+    hashes = np.array([uid_hash64(uid) for uid in uids], dtype=np.uint64)
     for at in np.argsort(mix64(hashes, seed64("disturb order", seed)), kind="stable"):
         raw = llava(pool.record(int(at))) if at < pool.n else spoilt(pool, added[at - pool.n])
-        keys = _keys(raw)
-        yield Sample(raw, "", {} if pool.has_files else {key: pool.image_bytes(key) for key in keys})
+        raw["id"] = uids[at]
+        yield Sample(raw, "", {} if pool.has_files else _renamed(pool, raw))
+
+
+def _renamed(pool: Pool, raw: dict[str, Any]) -> dict[str, bytes]:
+    """Give a sample's images keys made of their content; returns their bytes by key.
+
+    A key such as `charts/7.png` would show that it is not of the sample's own source.
+    """
+    images = [(key, pool.image_bytes(key)) for key in _keys(raw)]
+    named = [(hashlib.sha256(data).hexdigest()[:32] + PurePosixPath(key).suffix, data) for key, data in images]
+    if named:
+        raw["image"] = [key for key, _ in named]
+    return dict(named)
 
 
 def spoilt(pool: Pool, one: Added) -> dict[str, Any]:
     """An added sample in LLaVA's format."""
     raw, donor = llava(pool.record(one.original)), llava(pool.record(one.donor))
-    raw["id"] = one.uid
     if one.defect == "off_topic":
         raw["image"] = donor["image"]
     if one.defect == "wrong":
@@ -200,14 +217,14 @@ def _inside(key: str) -> Place | Rejected:
     return Rejected("missing_image", key)
 
 
-def _write_truth(pool: Pool, added: list[Added], out: Path) -> None:
-    """One row a sample that was added."""
-    originals = [pool.record(one.original) for one in added]
+def _write_truth(pool: Pool, added: list[Added], seed: int, out: Path) -> None:
+    """One row a sample of the new pool, those that were there first."""
+    old, sources = pool.uids(), pool.sources().tolist()
     columns = {
-        "uid": [one.uid for one in added],
-        "source": [record.source for record in originals],
-        "defect": [one.defect for one in added],
-        "original": [record.uid for record in originals],
+        "uid": _new_uids(pool, added, seed),
+        "source": [*sources, *(sources[one.original] for one in added)],
+        "defect": [*([""] * pool.n), *(one.defect for one in added)],
+        "original": [*old, *(old[one.original] for one in added)],
     }
     file = truth_file(out)
     tmp = file.with_name(f".{file.name}.{os.getpid()}.tmp")

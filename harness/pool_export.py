@@ -115,7 +115,12 @@ def _write(
         files = _write_lists(records, out, lambda record: _file_name(record.source))
         listed = [{"json_path": f, "sampling_strategy": "all"} for f in files]
         (out / "data.yaml").write_text(yaml.safe_dump({"datasets": listed}, allow_unicode=True), encoding="utf-8")
-        use = f"`data.yaml` lists one file a source, for LLaVA-NeXT; image paths are relative to `{root}`."
+        use = (
+            f"`data.yaml` lists one file a source, for LLaVA-NeXT; image paths are relative to `{root}`. Start "
+            "training from this folder (`--data_path data.yaml`): LLaVA-NeXT looks for the lists relative to the "
+            "folder it is started from, not to the YAML's. Each list is in order of preference; the order across "
+            "sources is lost."
+        )
     return use, {}
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.cell_command import cell_command
 from harness.cells import Cell, with_baselines
 from harness.config import RunSettings
+from harness.errors import HarnessError
 from harness.estimate import Estimate, Where, estimate, total
 from harness.executors import LocalExecutor, local_slots, visible_gpus
 from harness.history import read_history
@@ -18,7 +17,7 @@ from harness.keys import digest, plain
 from harness.plan import CellPlan, Plan, make_plan
 from harness.schedule import RunResult, Scheduler, Watcher
 from harness.store import Store
-from harness.types import Json, Stage
+from harness.types import Stage
 
 KIND_ORDER = ("lessons", "features", "score", "select", "train", "evaluate", "judge")
 
@@ -48,7 +47,10 @@ class KindCount:
 
 
 def plan_sweep(cells: Sequence[Cell], settings: RunSettings, command: str, *, baselines: bool) -> Sweep:
-    """Canonicalise, deduplicate, add baselines where asked for, and write down what the sweep is."""
+    """Canonicalise, deduplicate, add baselines where asked for, and write down what the sweep is.
+
+    Raises HarnessError for cells that a table could not tell apart.
+    """
     store = Store(settings.store)
     if baselines:
         wanted = with_baselines(
@@ -56,11 +58,37 @@ def plan_sweep(cells: Sequence[Cell], settings: RunSettings, command: str, *, ba
         )
     else:
         wanted = with_baselines(list(cells), full_trials=0, random_trials=0)
+    _refuse_namesakes(wanted)
     plan = make_plan(wanted, shard=settings.shard, processes=settings.pass_processes)
     name = settings.name or f"sweep-{digest([c.key for c in plan.cells])[:8]}"
     sweep = Sweep(name=name, plan=plan, store=store, settings=settings, command=command)
     store.write_sweep(name, sweep_json(sweep))
     return sweep
+
+
+def _refuse_namesakes(cells: Sequence[Cell]) -> None:
+    """Rows of a table are a method, a budget, a backbone and a seed: nothing else may be swept over."""
+    named: dict[str, Cell] = {}
+    for cell in cells:
+        other = named.setdefault(cell.label, cell)
+        if other is not cell:
+            settings = " and ".join(_differing(other, cell))
+            raise HarnessError(
+                f"this sweep has two cells {cell.label} that differ in {settings}, and no table could tell them "
+                "apart: run one sweep for each value, with a name of its own (name=...)."
+            )
+
+
+def _differing(one: Cell, other: Cell) -> list[str]:
+    """The settings in which two cells differ, as a command line names them."""
+    found = [] if one.pool.digest == other.pool.digest else ["pool"]
+    for part in ("selector", "backbone", "recipe", "suite", "evaluation"):
+        a, b = plain(getattr(one, part)), plain(getattr(other, part))
+        assert isinstance(a, dict)
+        assert isinstance(b, dict)
+        inner = [f"{part}.{k}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+        found += inner if part in ("recipe", "evaluation") else [part] if inner else []
+    return found
 
 
 def sweep_json(sweep: Sweep) -> dict[str, Any]:
@@ -70,12 +98,12 @@ def sweep_json(sweep: Sweep) -> dict[str, Any]:
         "name": sweep.name,
         "command": sweep.command,
         "suites": list(suites.values()),
-        "cells": [_cell_json(sweep.plan, c) for c in sweep.plan.cells],
+        "cells": [_cell_json(sweep, c) for c in sweep.plan.cells],
     }
 
 
-def _cell_json(plan: Plan, planned: CellPlan) -> dict[str, Any]:
-    cell = planned.cell
+def _cell_json(sweep: Sweep, planned: CellPlan) -> dict[str, Any]:
+    plan, cell = sweep.plan, planned.cell
     size = cell.budget.size(cell.pool.n)
     return {
         "key": planned.key,
@@ -88,26 +116,12 @@ def _cell_json(plan: Plan, planned: CellPlan) -> dict[str, Any]:
         "seed": cell.seed,
         "baseline": cell.baseline,
         "pool": cell.pool.digest,
-        "command": cell_command(cell),
+        "command": cell_command(cell, sweep.settings.store),
         "select": planned.select,
         "train": planned.train,
         "scores": dict(planned.scores),
         "stages": [{"key": k, "kind": plan.stages[k].kind, "label": plan.stages[k].label} for k in planned.stages],
     }
-
-
-def cell_command(cell: Cell) -> str:
-    """The command that runs this cell alone, against the same store defaults."""
-    parts = [f"selector={cell.selector.name}", *(f"selector.{k}={_spelt(v)}" for k, v in cell.changed.items())]
-    parts += [f"backbone={cell.backbone.name}", f"suite={cell.suite.name}"]
-    parts += [] if cell.budget.is_full else [f"budget={cell.budget.label}"]
-    return f"python -m harness {shlex.join(parts)} seed={cell.seed}"
-
-
-def _spelt(value: Json) -> str:
-    """A value as Hydra reads it on a command line."""
-    plain_word = isinstance(value, str) and re.fullmatch(r"[\w./:@-]+", value)
-    return str(value) if plain_word else json.dumps(plain(value))
 
 
 def counts(sweep: Sweep) -> list[KindCount]:

@@ -23,6 +23,7 @@ from harness.pool_write import PoolWriter
 from harness.registry import configured
 from harness.stages.select import checked
 from tests import selector_references as plain
+from tests.support import write_pool
 
 A, B = CAPABILITIES[:2]
 NAN = float("nan")
@@ -387,3 +388,15 @@ def test_models_are_asked_once_where_they_are_one() -> None:
     assert two[0].config["clean"] == "charset"
     with pytest.raises(HarnessError, match="set labels to a file"):
         make().needs()
+
+
+def test_settings_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", 4)
+    write_labels(tmp_path / "labels.parquet", label_rows(pool))
+    labels = {"labels": str(tmp_path / "labels.parquet")}
+    for models in ({"scorer": "some/folder"}, {"styler": "some/folder"}):
+        with pytest.raises(HarnessError, match="so does some/folder: leave one of them out"):
+            make(**labels, **models).needs()
+    for models in ({"scorer": "trained"}, {"scorer": "some/folder", "styler": "trained"}):
+        with pytest.raises(HarnessError, match="asked as it was taught"):
+            make(**labels, **models, inference="released").needs()

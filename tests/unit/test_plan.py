@@ -255,3 +255,9 @@ def test_a_missing_task_folder_is_named(cell: Cell, tmp_path: Path) -> None:
     local = Benchmark(name="x", title="X", task="x", metrics=("m,none",), include_path=str(tmp_path / "no"))
     with pytest.raises(HarnessError, match="no task folder"):
         make_plan([replace(cell, suite=Suite(name="s", protocol="p", benchmarks=(local,)))])
+
+
+def test_a_setting_that_was_added_later_names_its_cell(cell: Cell) -> None:
+    by_source = replace(cell, selector=selector_spec("clip_score", {"scope": "source"}))
+    assert by_source.method == "clip_score(scope=source)"
+    assert replace(cell, selector=selector_spec("clip_score", {"scope": "global"})).method == "clip_score"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from harness.pool_disturb import DisturbOptions, disturb_pool, draw, truth_file
 from harness.pool_verify import verify_pool
 from harness.pool_write import PoolWriter
 from harness.types import Budget
-from tests.support import import_pool, write_pool
+from tests.support import import_pool, png, raw_record, write_pool
 
 AMOUNTS = {"duplicate": "100%", "wrong": "30%", "off_topic": "8n"}
 
@@ -36,11 +37,11 @@ def disturb(pool: Pool, out: Path, amounts: dict[Any, str], **how: Any) -> tuple
 def test_what_was_there_stays_and_what_is_added_is_as_the_truth_says(pool: Pool, tmp_path: Path) -> None:
     records, truth = disturb(pool, tmp_path / "new", AMOUNTS)
     new = open_pool(tmp_path / "new")
-    assert Counter(row["defect"] for row in truth) == {"duplicate": 40, "wrong": 12, "off_topic": 8}
+    assert Counter(row["defect"] for row in truth) == {"": 40, "duplicate": 40, "wrong": 12, "off_topic": 8}
     assert new.n == len(records) == 100
     before = {(r := pool.record(i)).uid: r for i in range(pool.n)}
-    assert {uid: records[uid] for uid in before} == before
-    assert set(records) - set(before) == {row["uid"] for row in truth}
+    assert {row["original"] for row in truth if not row["defect"]} == set(before)
+    assert {row["uid"] for row in truth} == set(records)
     for row in truth:
         was, now = before[row["original"]], records[row["uid"]]
         assert now.source == was.source == row["source"]
@@ -59,11 +60,29 @@ def test_what_was_there_stays_and_what_is_added_is_as_the_truth_says(pool: Pool,
 
 
 def test_uids_and_order_tell_nothing(tmp_path: Path) -> None:
-    _, truth = disturb(write_pool(tmp_path / "pool", 40), tmp_path / "new", AMOUNTS)
-    bad = {row["uid"] for row in truth}
+    pool = write_pool(tmp_path / "pool", 40)
+    records, truth = disturb(pool, tmp_path / "new", AMOUNTS)
+    bad = {row["uid"] for row in truth if row["defect"]}
     order = [uid in bad for uid in open_pool(tmp_path / "new").uids()]
-    assert 0 < sum(order[:40]) < 40
-    assert len({len(uid) for uid in bad}) == 1
+    assert 25 < sum(order[:50]) < 35  # 60 of 100 are bad
+    assert all(re.fullmatch("[0-9a-f]{16}", uid) for uid in records)
+    assert set("".join(bad)) == set("".join(set(records) - bad))
+    assert not set(records) & set(pool.uids())
+
+
+def test_names_of_pictures_tell_nothing(tmp_path: Path) -> None:
+    """Miniworld's are `SOURCE/UID.bmp`: another source's picture would show by its name."""
+    with PoolWriter(tmp_path / "pool", "named") as writer:
+        for i in range(20):
+            raw = raw_record(i)
+            named = {"image": f"{raw['data_source']}/{raw['image']}"} if "image" in raw else {}
+            assert writer.add(raw | named, lambda key: png(int(Path(key).stem)))
+    records, truth = disturb(writer.pool(), tmp_path / "new", {"off_topic": "50%"})
+    assert all(re.fullmatch(r"[0-9a-f]{32}\.png", key) for r in records.values() for key in r.images)
+    shown = [records[row["uid"]].images for row in truth if row["defect"]]
+    others = {records[row["uid"]].images for row in truth if not row["defect"]}
+    assert shown
+    assert set(shown) <= others
 
 
 def test_the_seed_decides_and_the_workers_do_not(tmp_path: Path) -> None:

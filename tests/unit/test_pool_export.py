@@ -100,6 +100,9 @@ def test_llava_yaml(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch)
     again = import_llava_yaml(out / "data.yaml", out / "images", tmp_path / "p").pool
     by_source = sorted(content(pool, CHOSEN), key=lambda sample: ["shapes", "charts"].index(sample[1]))
     assert content(again, range(7)) == by_source
+    card = (out / "README.md").read_text()
+    assert "Start training from this folder" in card
+    assert "the order across sources is lost" in card
 
 
 def test_hf(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
