@@ -38,9 +38,11 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 IMBALANCED = 50.0
-"""Above this imbalance a clustering is suspect."""
+"""From this imbalance on a clustering is suspect."""
 ALIKE = 0.999
-"""So is one whose centroids have a mean cosine above this."""
+"""Centroids of a mean cosine above this are all the same: no clustering at all."""
+OF_ALL = ("centroid_cosine", "reseeded", "dropped")
+"""Columns with one value, which is of the clustering as a whole: scores have no other way to tell the card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,10 @@ class Coincide(Selector):
 
     def score(self, pool: Pool, features: Features) -> Scores:
         """A sample's `cluster` and its place in the cluster (`rank`, from 0), and its cluster's `transferability`
-        and `density`; -1 and NaN where it has no activations.
+        and `density`; -1 and NaN where it has no activations. Also, for all samples the same, the mean cosine of
+        different centroids (`centroid_cosine`) and how many clusters were `reseeded` and `dropped`.
+
+        Raises HarnessError where the centroids are all alike.
         """
         columns, c = features["activations"], self.config
         rows = columns["feature"]
@@ -116,12 +121,16 @@ class Coincide(Selector):
         order = order[np.asarray(columns["n_text"])[order] >= 0]
         k = cluster_count(c, len(order))
         found = spherical_kmeans(rows, k, order, iterations=c.iterations, per_cluster=c.fit_per_cluster)
-        _complain(found)
+        likeness = centroid_cosine(found.centroids)
+        _complain(found, likeness, c.model)
         made: Scores = {
             "cluster": found.labels,
             "rank": np.full(pool.n, -1, dtype=np.int32),
             "transferability": np.full(pool.n, np.nan),
             "density": np.full(pool.n, np.nan),
+            "centroid_cosine": np.full(pool.n, likeness),
+            "reseeded": np.full(pool.n, found.reseeded, dtype=np.int32),
+            "dropped": np.full(pool.n, found.dropped, dtype=np.int32),
         }
         transfer = transferability(found.centroids, c)
         for i, members in enumerate(members_of(found.labels, order)):
@@ -149,6 +158,10 @@ class Coincide(Selector):
             "rounds": rounds,
             "imbalance": round(imbalance(sizes), 4),
         }
+        # Scores that were stored before these columns were added lack them.
+        card |= {name: round(value.item(), 4) for name in OF_ALL for value in scores.get(name, ())[:1]}
+        if doubt := imbalanced(sizes):
+            card["warning"] = doubt
         return Selection(positions=np.concatenate([chosen, missing]).astype(np.int32), card=card)
 
 
@@ -241,15 +254,30 @@ def imbalance(sizes: Ints) -> float:
     return float(len(sizes) * (sizes.astype(np.float64) ** 2).sum() / max(total, 1.0) ** 2)
 
 
-def _complain(found: Clusters) -> None:
-    """Warn of clusters that the method cannot make much of."""
-    k = len(found.centroids)
-    likeness = (np.linalg.norm(found.centroids.sum(axis=0, dtype=np.float64)) ** 2 - k) / max(k * (k - 1), 1)
+def imbalanced(sizes: Ints) -> str:
+    """What to say of clusters of very unequal sizes; empty where they are not."""
+    found = imbalance(sizes)
+    return f"the imbalance of {len(sizes)} clusters is {found:.0f}" if found >= IMBALANCED else ""
+
+
+def centroid_cosine(centroids: npt.NDArray[np.float32]) -> float:
+    """Mean cosine of different centroids, (k, d) of length one; 0 where there is only one."""
+    k = len(centroids)
+    square = float(np.linalg.norm(centroids.sum(axis=0, dtype=np.float64)) ** 2)
+    return (square - k) / (k * (k - 1)) if k > 1 else 0.0
+
+
+def _complain(found: Clusters, likeness: float, model: str) -> None:
+    """Warn of clusters that the method cannot make much of.
+
+    Raises HarnessError where the mean cosine of their centroids, `likeness`, says that they are all alike.
+    """
     if likeness > ALIKE:
-        log.warning(
-            "coincide: the mean cosine between %d centroids is %.4f: the clusters say little.", k, likeness
+        raise HarnessError(
+            f"coincide: the {len(found.centroids)} centroids of the activations of model '{model}' are all alike "
+            f"(mean cosine {likeness:.4f}), so clusters say nothing: set another `model` or other `layers`."
         )
-    if imbalance(found.sizes) > IMBALANCED:
-        log.warning("coincide: the imbalance of %d clusters is %.0f.", k, imbalance(found.sizes))
+    if doubt := imbalanced(found.sizes):
+        log.warning("coincide: %s: a few of them hold most samples.", doubt)
     if found.dropped:
         log.warning("coincide: %d clusters stayed empty: so many samples are copies of others.", found.dropped)

@@ -59,6 +59,8 @@ class E5vSelectorConfig:
     scope: str = field(default="global", metadata=OMIT_DEFAULT)
     """With `similarity`, one ranking of the whole pool (`global`), or one a `source`, each with its share of the
     budget."""
+    views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
+    """How much of a picture is seen: the tiles the model is configured for, or the `base` view alone (cheaper)."""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -66,6 +68,7 @@ class E5vSelectorConfig:
             "mode": ("similarity", "cluster"),
             "tie": ("hash", "index"),
             "scope": SCOPES,
+            "views": ("checkpoint", "base"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -104,6 +107,7 @@ class E5v(Selector):
             "text": c.text,
             "text_tokens": c.text_tokens,
             "joint": c.mode == "cluster",
+            "views": c.views,
         }
         return (PassRef(name="e5v", model=c.model, config=config),)
 

@@ -7,7 +7,7 @@ have equal rows of the kernel, and ties are ties on every machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -20,7 +20,11 @@ Floats = npt.NDArray[np.float64]
 TIE: Final = 1e-12
 """Criteria closer than this are equal; the first member wins."""
 KEPT: Final = 8000
-"""A kernel of more members than this (512 MB) is computed again column by column."""
+"""A kernel of more members than this (512 MB) is not kept; its columns are computed when they are needed."""
+HELD: Final = 2**28
+"""Numbers in columns that are held until they are needed (2 GB: what computing the largest kept kernel takes)."""
+AHEAD: Final = 64
+"""Columns computed at once: of a single one, most is the conversion of all members to float64."""
 BLOCK: Final = 1024
 """Members that are in memory as float64 at once, where the kernel is not kept."""
 
@@ -44,16 +48,17 @@ class Kernel:
         """Mean of each row, diagonal included, (n,)."""
         if self.matrix is not None:
             return np.asarray(self.matrix.mean(axis=1))
-        return np.concatenate([self._columns(block).mean(axis=0) for block in blocks(self.rows)])
+        return np.concatenate([self.columns(block).mean(axis=1) for block in blocks(self.rows)])
 
     def column(self, i: int) -> Floats:
         """Kernel of every member with member i, (n,)."""
         if self.matrix is not None:
             return np.asarray(self.matrix[i])
-        return np.asarray(self._columns(self.rows[i : i + 1])[:, 0])
+        return np.asarray(self.columns(self.rows[i : i + 1])[0])
 
-    def _columns(self, others: Rows) -> Floats:
-        return np.concatenate([gaussian(block, others, self.sigma) for block in blocks(self.rows)])
+    def columns(self, some: Rows) -> Floats:
+        """Kernel of some members' rows (m, d) with every member, (m, n)."""
+        return np.concatenate([gaussian(some, block, self.sigma) for block in blocks(self.rows)], axis=1)
 
 
 def blocks(rows: Rows) -> list[Rows]:
@@ -70,12 +75,41 @@ def gaussian(a: Rows, b: Rows, sigma: float) -> Floats:
     return np.asarray(np.exp(-distance / (2 * sigma**2)))
 
 
-def greedy_order(kernel: Kernel, means: Floats) -> npt.NDArray[np.int32]:
+@dataclass(slots=True, kw_only=True)
+class _Columns:
+    """Columns of a kernel, each asked for once; where it is not kept, likely ones are computed ahead."""
+
+    kernel: Kernel
+    most: int
+    """Columns that may be held."""
+    held: dict[int, Floats] = field(default_factory=dict)
+
+    def take(self, chosen: int, criterion: Floats) -> Floats:
+        """Column of the chosen member, (n,); the smaller the `criterion` of another, the likelier it is next."""
+        if self.kernel.matrix is not None:
+            return self.kernel.column(chosen)
+        if chosen not in self.held:
+            likely = np.argsort(criterion, kind="stable")[: np.isfinite(criterion).sum()].tolist()
+            self._hold([chosen, *(i for i in likely if i != chosen)])
+        return self.held.pop(chosen)
+
+    def _hold(self, likely: list[int]) -> None:
+        """Hold columns of the first members of `likely`, at the cost of its last where there is no room."""
+        wanted = [i for i in likely[: self.most] if i not in self.held][:AHEAD]
+        for i in [i for i in likely if i in self.held][self.most - len(wanted) :]:
+            del self.held[i]
+        for i, column in zip(wanted, self.kernel.columns(self.kernel.rows[wanted]), strict=True):
+            self.held[i] = column.copy()  # lest one that is held keeps all that were computed with it in memory
+
+
+def greedy_order(kernel: Kernel, means: Floats, held: int = HELD) -> npt.NDArray[np.int32]:
     """Place of each member, (n,), in the greedy order whose every prefix S keeps MMD^2 to the cluster smallest.
 
     The next member c minimises `mean(K) + mean(K[S+c, S+c]) - 2 mean(K[:, S+c])`; as all K[c, c] are 1, that is
     where `sum(K[S, c]) / (|S| + 1) - mean(K[:, c])` is smallest, which needs one addition of a column a step.
+    Of a kernel that is not kept at most `held` numbers are in memory, or a column; the fewer, the longer it takes.
     """
+    columns = _Columns(kernel=kernel, most=max(1, held // max(len(means), 1)))
     place = np.full(len(means), -1, dtype=np.int32)
     taken = np.zeros(len(means))
     crossed = np.zeros(len(means))
@@ -83,8 +117,8 @@ def greedy_order(kernel: Kernel, means: Floats) -> npt.NDArray[np.int32]:
         criterion = crossed / (step + 1) - means + taken
         chosen = int(np.argmax(criterion <= criterion.min() + TIE))
         place[chosen] = step
+        crossed += columns.take(chosen, criterion)
         taken[chosen] = np.inf
-        crossed += kernel.column(chosen)
     return place
 
 

@@ -10,6 +10,8 @@ line is one JSON object:
 `kmeans_s`, `inside_s`, `select_s`  clustering with the assignment; kernels and greedy order; one budget; processor
                                     time on a CPU, where the clock tells how busy the machine was
 `reference_seconds`, `reference_n`, `reference_ours_seconds`, `equal`   the plain reading, and ours, on less
+`large_n`, `large_dimensions`, `large_density_s`, `large_order_s`   one cluster whose kernel is not kept: its
+                                    density and greedy order, in processor time
 `projected_seconds_20480`   scoring 2.6 million samples of 20,480 numbers with 10,000 clusters and 50 iterations on
                             all of them, of one core or of the GPU: clustering in proportion to products, the rest
                             to pairs within clusters
@@ -31,6 +33,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from selector_zoo import coincide
 from selector_zoo.coincide import Coincide, CoincideConfig
+from selector_zoo.mmd import Kernel, greedy_order
 
 from harness.keys import mix64
 from harness.pool import open_pool
@@ -40,6 +43,7 @@ from tests import coincide_reference as plain
 from tests.bench.pool_open import peak_mb
 from tests.bench.select_scale import write_pool
 
+LARGE = {"n": 8_100, "dimensions": 2_048}
 PAPER = {"n": 2_600_000, "dimensions": 20_480, "clusters": 10_000, "iterations": 50}
 GROUPS = 500
 BLOCK = 16_384
@@ -133,6 +137,27 @@ def against_reference(folder: Path, n: int, dimensions: int, budget: float) -> d
     }
 
 
+def large_cluster(n: int, dimensions: int) -> dict[str, Any]:
+    """Seconds of processor time for one cluster of n members, a few of them copies."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=dimensions) + 0.8 * rng.normal(size=(n, dimensions))
+    rows[1::50] = rows[::50][: len(rows[1::50])]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    kernel = Kernel.of(rows.astype(np.float16), 1.0, kept=0)
+    start = time.process_time()
+    means = kernel.row_means()
+    dense = time.process_time()
+    place = greedy_order(kernel, means)
+    end = time.process_time()
+    assert np.array_equal(np.sort(place), np.arange(n))
+    return {
+        "large_n": n,
+        "large_dimensions": dimensions,
+        "large_density_s": round(dense - start, 3),
+        "large_order_s": round(end - dense, 3),
+    }
+
+
 def projected(n: int, dimensions: int, config: CoincideConfig, figures: dict[str, Any]) -> float:
     """Seconds of scoring at the size of the paper's features, on the same machine."""
     fitted = min(n, config.clusters * config.fit_per_cluster)
@@ -152,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--budget", type=float, default=0.2)
     parser.add_argument("--reference-n", type=int, default=1000)
+    parser.add_argument("--large-n", type=int, default=LARGE["n"], help="samples in one cluster timed by itself")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     config = CoincideConfig(clusters=asked.clusters, fit_per_cluster=asked.fit, iterations=asked.iterations)
@@ -170,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures |= {"clusters": asked.clusters, "fit_per_cluster": asked.fit, "iterations": asked.iterations}
     figures |= {"budget": asked.budget}
     figures |= {k: round(v, 3) if isinstance(v, float) else v for k, v in measured.items() if k != "pairs"}
-    figures |= compared
+    figures |= compared | large_cluster(asked.large_n, LARGE["dimensions"])
     figures["projected_seconds_20480"] = round(projected(asked.n, asked.dimensions, config, measured))
     print(json.dumps(figures))
 

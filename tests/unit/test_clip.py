@@ -114,6 +114,24 @@ def test_views_of_a_conversation() -> None:
     }
 
 
+def test_no_view_has_placeholders_or_the_newlines_next_to_them() -> None:
+    said = (
+        ("human", "Before.\n<image>\nAfter."),
+        ("gpt", "See\n<image>\n"),
+        ("human", "Sure?"),
+        ("gpt", "<image>"),
+    )
+    record = Record(uid="a", source="s", conversations=said, images=("a.png", "b.png", "c.png"))
+    assert {view: texts_of(record, view) for view in VIEWS} == {
+        "qa": ["Before.\nAfter. See"],
+        "q": ["Before.\nAfter."],
+        "a": ["See"],
+        "all": ["Before.\nAfter. See Sure?"],
+        "chunk_mean": ["Before.\nAfter. See Sure?"],
+        "turn_max": ["Before.\nAfter. See", "Sure?"],
+    }
+
+
 def test_parts_of_what_fits_are_the_whole(folder: Path, pool: Pool) -> None:
     """Of one part the mean is the part; of a longer text it is not its beginning."""
     feature = opened(folder, "all")

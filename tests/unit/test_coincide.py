@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,19 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from selector_zoo import coincide
 from selector_zoo.coincide import (
     Coincide,
     CoincideConfig,
     budgets,
+    centroid_cosine,
     cluster_count,
     imbalance,
+    imbalanced,
     members_of,
     transferability,
 )
+from selector_zoo.mmd import Kernel
 
 from harness.api import Pool
 from harness.errors import HarnessError
@@ -147,6 +153,20 @@ def test_choices_are_those_of_the_plain_method(pool: Pool, variant: str, copies:
         assert len(found) == n
 
 
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_clusters_too_large_to_keep_their_kernel_are_scored_the_same(
+    monkeypatch: pytest.MonkeyPatch, pool: Pool, variant: str
+) -> None:
+    columns, chosen = features(7, copies=2), made(clusters=3, variant=variant)
+    wanted = chosen.score(pool, columns)
+    monkeypatch.setattr(Kernel, "of", partial(Kernel.of, kept=5))
+    found = chosen.score(pool, columns)
+    assert max(np.bincount(wanted["cluster"])) > 5
+    assert {name: values.tolist() for name, values in found.items()} == {
+        name: values.tolist() for name, values in wanted.items()
+    }
+
+
 def fixpoint(rows: npt.NDArray[np.float64], labels: list[int]) -> npt.NDArray[np.float32]:
     """The centroids of settled clusters, from the rows they hold."""
     sums = np.array([rows[np.array(labels) == k].sum(axis=0) for k in range(max(labels) + 1)])
@@ -227,6 +247,24 @@ def test_imbalance_by_hand() -> None:
     assert imbalance(np.array([5, 5, 5])) == 1.0
     assert imbalance(np.array([3, 1])) == pytest.approx(1.25)
     assert imbalance(np.array([], dtype=np.int64)) == 0.0
+    assert imbalanced(np.array([2] + [0] * 48)) == ""
+    assert imbalanced(np.array([2] + [0] * 49)) == "the imbalance of 50 clusters is 50"
+
+
+def test_mean_cosine_of_centroids_by_hand() -> None:
+    rows = np.array([[1, 0], [0.6, 0.8], [0, 1]], dtype=np.float32)
+    assert centroid_cosine(rows) == pytest.approx((0.6 + 0.8 + 0) / 3, abs=1e-7)
+    assert centroid_cosine(rows[:1]) == centroid_cosine(rows[:0]) == 0.0
+    assert centroid_cosine(rows[[1, 1]]) == pytest.approx(1, abs=1e-7)
+
+
+def test_centroids_that_are_all_alike_are_refused(pool: Pool) -> None:
+    rows = np.ones((N, 8)) + 0.01 * np.random.default_rng(0).normal(size=(N, 8))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    columns = {"activations": {"feature": rows.astype(np.float16), "n_text": np.full(N, 5, dtype=np.int32)}}
+    with pytest.raises(HarnessError, match=r"5 centroids .* model 'warm' are all alike .* set another `model`"):
+        made(clusters=5, model="warm").score(pool, columns)
+    assert set(made(clusters=1).score(pool, columns)["cluster"].tolist()) == {0}
 
 
 def test_the_card_tells_about_clusters(pool: Pool) -> None:
@@ -237,7 +275,42 @@ def test_the_card_tells_about_clusters(pool: Pool) -> None:
     assert card["n_clusters"] == 4
     assert card["n_clusters_unused"] in range(4)
     assert card["imbalance"] >= 1
+    assert -1 / 3 <= card["centroid_cosine"] < 1
+    assert (card["reseeded"], card["dropped"]) == (0, 0)
+    assert "warning" not in card
     assert "reference model" in str(chosen.uncertain)
+
+
+def test_the_card_tells_of_clusters_that_stayed_empty(pool: Pool) -> None:
+    columns, chosen = features(copies=N // 3), made(clusters=6)
+    scores = chosen.score(pool, columns)
+    card = chosen.select(pool, scores, columns, 3, 0).card
+    assert (card["n_clusters"], card["dropped"]) == (3, 3)
+    assert card["reseeded"] >= 0
+    assert all(isinstance(card[name], int) for name in ("reseeded", "dropped"))
+
+
+def test_very_unequal_clusters_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns, chosen = features(1), made(clusters=4)
+    with caplog.at_level(logging.WARNING):
+        scores = chosen.score(pool, columns)
+        assert "imbalance" not in caplog.text
+        monkeypatch.setattr(coincide, "IMBALANCED", 1.0)
+        scores = chosen.score(pool, columns)
+    assert "the imbalance of 4 clusters is 1" in caplog.text
+    card = chosen.select(pool, scores, columns, 3, 0).card
+    assert str(card["warning"]).startswith("the imbalance of 4 clusters is")
+
+
+def test_scores_stored_before_the_card_told_of_clusters_still_select(pool: Pool) -> None:
+    columns, chosen = features(1), made(clusters=4)
+    scores = chosen.score(pool, columns)
+    old = {name: scores[name] for name in ("cluster", "rank", "transferability", "density")}
+    wanted, found = (chosen.select(pool, some, columns, 9, 0) for some in (scores, old))
+    assert found.positions.tolist() == wanted.positions.tolist()
+    assert "dropped" not in found.card
 
 
 def test_the_pass_gets_what_was_set() -> None:

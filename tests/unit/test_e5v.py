@@ -159,6 +159,82 @@ def test_embeddings_are_last_states_of_the_stock_onevision(pool: Pool, opened: O
     np.testing.assert_allclose(feature._embedder.images([picture], prompt)[0], wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("pack", PACKS)
+def test_a_base_view_is_one_tile_whatever_the_picture(pool: Pool, opened: Open, pack: str) -> None:
+    """Batched or alone; what is seen of small pictures and large ones has the same length."""
+    feature, tiled = opened(pack, views="base"), opened(pack, joint=True)
+    prompt = feature.config.image_prompt
+    pictures = [pool.image(f"{i}.png") for i in (0, 1, 2, 3)]
+    together = feature._embedder.images(pictures, prompt)
+    alone = np.concatenate([feature._embedder.images([p], prompt) for p in pictures])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    assert np.linalg.norm(together - tiled._embedder.images(pictures, prompt), axis=1).min() > 1e-3
+    found, reasons = feature.run(pool, 0, N)
+    whole, other = tiled.run(pool, 0, N)
+    assert reasons == other
+    assert (np.isnan(found["cosine"]) == np.isnan(whole["cosine"])).all()
+    texts = [feature.config.text_prompt.replace("<sent>", "red")]
+    np.testing.assert_allclose(feature._embedder.texts(texts), tiled._embedder.texts(texts), atol=1e-6)
+
+
+def test_a_base_view_of_the_stock_llava_next_by_hand(pool: Pool, folders: Any, opened: Open) -> None:
+    """The features of the first view and one newline, in place of the placeholder."""
+    from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+
+    stock = LlavaNextForConditionalGeneration.from_pretrained(folders["e5v"]).eval()
+    processor = LlavaNextProcessor.from_pretrained(folders["e5v"])
+    feature = opened("e5v", views="base")
+    prompt, picture = feature.config.image_prompt, pool.image("1.png")
+    pixels = processor.image_processor([picture], return_tensors="pt").pixel_values[0, :1]
+    ids = processor.tokenizer(prompt, return_tensors="pt").input_ids
+    at = int(torch.where(ids[0] == stock.config.image_token_id)[0])
+    with torch.inference_mode():
+        seen = stock.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        features = torch.cat([stock.model.multi_modal_projector(seen)[0], stock.model.image_newline[None]])
+        assert len(features) == 17
+        words = stock.get_input_embeddings()(ids)[0]
+        embedded = torch.cat([words[:at], features, words[at + 1 :]])[None]
+        state = stock.model.language_model(inputs_embeds=embedded).last_hidden_state[0, -1]
+    wanted = (state / state.norm()).numpy()
+    np.testing.assert_allclose(feature._embedder.images([picture], prompt)[0], wanted, atol=1e-5)
+
+
+def test_a_base_view_of_the_stock_onevision(pool: Pool, opened: Open) -> None:
+    """As the stock model sees it among several, where it takes one tile of each image."""
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    from llava_train.tiles import cut
+    from tests.unit.train_support import geometry, tokenizer
+
+    stock = LlavaOnevisionForConditionalGeneration.from_pretrained(backbone(), dtype=torch.float32).eval()
+    feature = opened("e5v_chatml", views="base")
+    prompt, picture = feature.config.image_prompt, pool.image("1.png")
+    said = prompt.replace("<image>", "<image>" * geometry().lone_tokens)
+    tile = (torch.tensor(cut(picture, geometry())[:1]).float() / 255 - 0.5)[None] / 0.5
+    inputs = tokenizer()(said, return_tensors="pt", add_special_tokens=False)
+    with torch.inference_mode():
+        sizes, alone = torch.tensor([[picture.height, picture.width]]), torch.tensor([2])
+        state = stock.model(**inputs, pixel_values=tile, image_sizes=sizes, batch_num_images=alone)
+    wanted = torch.nn.functional.normalize(state.last_hidden_state[0, -1], dim=-1).numpy()
+    np.testing.assert_allclose(feature._embedder.images([picture], prompt)[0], wanted, atol=1e-5)
+
+
+def test_placeholders_in_texts_are_not_images(tmp_path: Path, opened: Open) -> None:
+    """The model would want pixels for them."""
+    columns = []
+    for i, said in enumerate((("Before.\n<image>\nAfter.", "See\n<image>"), ("<image>\nBefore.\nAfter.", "See"))):
+        with PoolWriter(tmp_path / f"pool{i}", "pictured") as writer:
+            turns = [{"from": role, "value": text} for role, text in zip(("human", "gpt"), said, strict=True)]
+            images = ["0.png", "0.png"][: "".join(said).count("<image>")]
+            raw = raw_record(0) | {"conversations": turns, "image": images}
+            assert writer.add(raw, lambda key: png(int(key[:-4])))
+        for pack in PACKS:
+            found, reasons = opened(pack, joint=True).run(writer.pool(), 0, 1)
+            assert reasons == [""]
+            columns.append(found["cosine"])
+    np.testing.assert_array_equal(columns[:2], columns[2:])
+
+
 def test_a_processor_of_long_ago_is_told_about_images(pool: Pool, tmp_path: Path, opened: Open) -> None:
     build_llava_next(tmp_path / "old", tokenizer=backbone(), saved_before_4_46=True)
     old = make(tmp_path / "old", "e5v")
@@ -221,7 +297,14 @@ def test_long_texts_are_cut_at_a_token(opened: Open) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"text": "all"}, {"dtype": "int8"}, {"text_tokens": 0}, {"image_prompt": "none"}, {"text_prompt": ""}],
+    [
+        {"text": "all"},
+        {"dtype": "int8"},
+        {"text_tokens": 0},
+        {"image_prompt": "none"},
+        {"text_prompt": ""},
+        {"views": "single"},
+    ],
 )
 def test_settings_of_the_pass_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(HarnessError, match=next(iter(settings))):
@@ -324,6 +407,7 @@ def test_the_pass_gets_the_words_and_not_their_place(tmp_path: Path) -> None:
     assert (ref.name, ref.model) == ("e5v", "somewhere")
     assert ref.config["image_prompt"] == prompt_pack("e5v").template("image")
     assert ref.config["joint"] is True
+    assert chosen(views="base").needs()[0].config["views"] == "base"
     from selector_zoo.prompts import write_pack
 
     write_pack(prompt_pack("e5v"), tmp_path / "copy.yaml")
@@ -331,7 +415,9 @@ def test_the_pass_gets_the_words_and_not_their_place(tmp_path: Path) -> None:
     assert copied == ref
 
 
-@pytest.mark.parametrize("settings", [{"mode": "both"}, {"text": "all"}, {"clusters": 0}, {"tie": "name"}])
+@pytest.mark.parametrize(
+    "settings", [{"mode": "both"}, {"text": "all"}, {"clusters": 0}, {"tie": "name"}, {"views": "single"}]
+)
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(HarnessError, match=next(iter(settings))):
         E5vSelectorConfig(**settings)

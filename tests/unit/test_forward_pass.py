@@ -23,6 +23,7 @@ from harness.errors import HarnessError
 from harness.pool import Pool, open_pool
 from harness.pool_write import PoolWriter
 from harness.types import TrainSpec
+from llava_train.chat import specials
 from llava_train.model import PackedModel, load_backbone
 from llava_train.packs import Item
 from llava_train.pool_index import PoolIndex, Text
@@ -59,6 +60,12 @@ def columns(pool: Pool, feature: ForwardPass) -> dict[str, Any]:
     found, reasons = feature.run(pool, 0, N)
     assert reasons == [""] * N
     return found
+
+
+def unmeasured(values: Any) -> bool:
+    """Whether values of a column are what stands for none."""
+    empty = {"f": np.isnan(values), "i": values == -1, "b": values == 0}
+    return bool(empty[values.dtype.kind].all())
 
 
 def index(pool: Pool, **settings: Any) -> PoolIndex:
@@ -119,7 +126,8 @@ def test_a_single_view_is_the_sample_of_its_base_view(pool: Pool, columns: dict[
     assert (single["length"] < columns["length"]).any()
 
 
-def made_sample(answer: list[int], closing: list[int], ids: int = 8) -> Sample:
+def made_sample(answer: list[int], turn: dict[int, int], ids: int = 8) -> Sample:
+    """A sample that speaks at some places, in the turns that `turn` gives for content."""
     place = np.arange(ids)
     text = Text(
         position=0,
@@ -131,14 +139,14 @@ def made_sample(answer: list[int], closing: list[int], ids: int = 8) -> Sample:
         sizes=(),
         tiles=0,
     )
-    return Sample(text=text, closing=np.isin(place, closing))
+    return Sample(text=text, turn=np.array([turn.get(i, -1) for i in range(ids)]), truncated=False)
 
 
 def test_a_row_of_numbers_by_hand() -> None:
     """Turns of losses [1, 3] and [2]: mean 2, perplexity 7.389056, whatever their lengths."""
     told = np.zeros((3, 7), dtype=np.float32)
     told[:, [1, 2, 5]] = [[1, 3, 2], [0.2, 0.4, 0.3], [1, 1, 4]]
-    row = summary(made_sample([2, 3, 6], []), told, 3)
+    row = summary(made_sample([2, 3, 6], {2: 0, 3: 0, 6: 1}), told, 3)
     assert row["nll_sum_ans"] / row["n_tok_ans"] == 2.0
     assert np.exp(row["nll_sum_ans"] / row["n_tok_ans"]) == pytest.approx(7.389056)
     assert (row["el2n_mean_ans"], row["ent_mean_ans"]) == pytest.approx((0.3, 2.0))
@@ -146,7 +154,7 @@ def test_a_row_of_numbers_by_hand() -> None:
     assert row["turn_ntok"].tolist() == [2, 1, 0]
     assert row["turn_nll"][:2].tolist() == [4.0, 2.0]
     assert np.isnan(row["turn_nll"][2])
-    marked = summary(made_sample([2, 3, 6], [3, 6]), told, 2)
+    marked = summary(made_sample([2, 3, 6], {2: 0}), told, 2)
     assert marked["turn_ntok"].tolist() == [1, 0]
     assert marked["nll_sum_ans"] == 6.0
 
@@ -160,6 +168,24 @@ def test_long_samples_are_cut_as_training_cuts_them(pool: Pool, columns: dict[st
     assert cut["n_tok_ans"][0] == columns["n_tok_ans"][position] - lost
     assert 0 < cut["nll_sum_ans"][0] < columns["nll_sum_ans"][position]
     assert cut["turn_ntok"][0, 0] == columns["turn_ntok"][position, 0] - lost + 1
+
+
+def test_cut_samples_are_marked(pool: Pool, columns: dict[str, Any], feature: ForwardPass) -> None:
+    """Those that just fit are not; those cut where an answer ends, or where the image does, are."""
+    assert columns["truncated"].dtype == np.bool_
+    assert not columns["truncated"].any()
+    position, whole = 7, int(columns["length"][7])
+    end = specials(tokenizer()).end
+    first_answer_ends = int(np.flatnonzero(index(pool).text(position).ids == end)[2]) + 2
+    for length, cut in (
+        (whole + 1, False),
+        (whole, False),
+        (whole - 1, True),
+        (first_answer_ends, True),
+        (9, True),
+    ):
+        found, _ = opened(max_length=length).run(pool, position, position + 1)
+        assert found["truncated"].tolist() == [cut]
 
 
 def test_a_sample_without_answer_tokens_has_no_number_and_a_reason(pool: Pool, columns: dict[str, Any]) -> None:
@@ -193,7 +219,7 @@ def test_failures_have_reasons_and_shift_nothing(tmp_path: Path, feature: Forwar
     good = [i for i in range(12) if not reasons[i]]
     for name, values in after.items():
         np.testing.assert_allclose(values[good], before[name][good], rtol=1e-5)
-        assert np.isnan(values[2]).all() if values.dtype.kind == "f" else (values[2] == -1).all()
+        assert unmeasured(values[2])
     only, reasons = feature.run(pool, 5, 6)
     assert reasons[0].startswith("unusable_image")
     assert np.isnan(only["nll_sum_ans"]).all()
@@ -321,6 +347,57 @@ def test_an_overflowing_model_is_a_failure_by_name(pool: Pool) -> None:
     found, reasons = broken.run(pool, 0, 3)
     assert reasons == ["not_finite"] * 3
     assert np.isnan(found["nll_sum_ans"]).all()
+
+
+def test_an_infinite_loss_is_no_number(
+    pool: Pool, feature: ForwardPass, columns: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would rank before all others."""
+    scored = Scorer._scored
+
+    def overflowing(self: Scorer, items: Any) -> Any:
+        told = scored(self, items)
+        for one, score in zip(items, told, strict=True):
+            if len(one.ids) == columns["length"][3]:
+                score.tokens[0, -2] = np.inf
+        return told
+
+    monkeypatch.setattr(Scorer, "_scored", overflowing)
+    found, reasons = feature.run(pool, 0, N)
+    lost = np.flatnonzero(columns["length"] == columns["length"][3])
+    assert [i for i in range(N) if reasons[i] == "not_finite"] == lost.tolist()
+    assert 0 < len(lost) < N
+    for name, values in found.items():
+        assert not np.isinf(values).any()
+        good = np.setdiff1d(np.arange(N), lost)
+        np.testing.assert_allclose(values[good], columns[name][good], rtol=1e-5)
+        assert unmeasured(values[lost])
+
+
+def pictured(path: Path, answers: list[str]) -> Pool:
+    """A pool of one conversation whose answers name images."""
+    said = [text for i, answer in enumerate(answers) for text in (f"Which {i}?", answer)]
+    talk = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)]
+    images = [f"{i}.png" for i in range("".join(said).count("<image>"))]
+    with PoolWriter(path, "pictured") as writer:
+        raw = {"id": "p", "conversations": talk, "image": images, "data_source": "s"}
+        assert writer.add(raw, lambda key: png(int(key[:-4])))
+    return writer.pool()
+
+
+def test_images_in_an_answer_do_not_split_it(tmp_path: Path, feature: ForwardPass) -> None:
+    """In a pool whose conversations have one turn, and in one that has room for more."""
+    said = ["<image> or <image>: both, <image> too.", "<image><image>", "See <image>", "Yes."]
+    image = specials(tokenizer()).image
+    counts = [sum(i != image for i in tokenizer()(s, add_special_tokens=False).input_ids) for s in said[:2]]
+    counts += [len(tokenizer()(s, add_special_tokens=False).input_ids) for s in ("\nSee", "Yes.")]
+    for rounds in (1, 2, 4):
+        pool = pictured(tmp_path / f"pool{rounds}", said[:rounds])
+        found, reasons = feature.run(pool, 0, 1)
+        assert reasons == [""]
+        assert found["turn_ntok"].tolist() == [counts[:rounds]]
+        assert np.isnan(found["turn_nll"]).tolist() == [[count == 0 for count in counts[:rounds]]]
+        assert found["n_tok_ans"][0] == sum(counts[:rounds]) + rounds
 
 
 def test_sixteen_bits_are_computed_as_bfloat16(tmp_path: Path, pool: Pool, columns: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from selector_zoo.passes import gradients_model
-from selector_zoo.passes.gradients import GradientsConfig, GradientsPass, build, read_texts
+from selector_zoo.passes.forward_samples import read_samples
+from selector_zoo.passes.gradients import GradientsConfig, GradientsPass, build, supervised
 from selector_zoo.passes.gradients_model import Differentiator, Factors, preconditioned
 from selector_zoo.passes.gradients_projection import Signs, Whole
 from torch import Tensor
@@ -91,7 +92,7 @@ def single_losses(made: GradientsPass, pool: Pool, model: Any) -> list[Tensor]:
         max_length=12000,
         mask="answer",
     )
-    texts, _ = read_texts(index, 0, pool.n)
+    texts, _ = supervised(read_samples(index, 0, pool.n)[0])
     items, _ = build(index, texts, list(texts))
     forward = PackedModel(model).eval()
     return [forward(packed([item])).total for item in items.values()]
@@ -214,7 +215,7 @@ def test_a_sample_that_counts_ten_times_points_the_same_way(pool: Pool, trained:
         max_length=12000,
         mask="answer",
     )
-    texts, _ = read_texts(index, 0, 4)
+    texts, _ = supervised(read_samples(index, 0, 4)[0])
     items, _ = build(index, texts, list(texts))
     heavy = {row: replace(item, weight=10 * item.weight) for row, item in items.items()}
     light, found = made._empty(4), made._empty(4)
@@ -308,8 +309,10 @@ def test_adam_without_moments_is_refused() -> None:
 def test_samples_without_a_gradient_have_a_reason(pool: Pool) -> None:
     cut, reasons = opened(max_length=12, width=64).run(pool, 0, 5)
     assert reasons == ["no_answer_tokens"] * 5
+    assert cut.pop("truncated").tolist() == [True] * 5
     assert all(np.isnan(values).all() for values in cut.values())
     made = opened(width=64)
+    assert not made.run(pool, 0, 2)[0]["truncated"].any()
     made._taker.packed.model.lm_head.weight.data.fill_(float("nan"))
     cut, reasons = made.run(pool, 0, 2)
     assert reasons == ["not_finite"] * 2

@@ -65,6 +65,55 @@ def test_a_kernel_computed_by_columns_is_the_same(monkeypatch: pytest.MonkeyPatc
     assert order_of(rows) == order_of(rows, kept=5)
 
 
+@pytest.mark.parametrize("held", [1, 200, mmd.HELD])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_large_cluster_is_ordered_as_the_formula_says(
+    monkeypatch: pytest.MonkeyPatch, held: int, copies: int
+) -> None:
+    """With room for one column, for some, and for all."""
+    monkeypatch.setattr(mmd, "BLOCK", 7)
+    monkeypatch.setattr(mmd, "AHEAD", 2)
+    rows = np.repeat(unit_rows(30 // copies, 4, 3), copies, axis=0)
+    kernel = Kernel.of(rows, 1.0, kept=5)
+    order = np.argsort(greedy_order(kernel, kernel.row_means(), held)).tolist()
+    assert order == plain.greedy(plain.kernel(rows, 1.0)) == order_of(rows)
+
+
+@pytest.mark.parametrize("room", [1, 3, 10, 45])
+def test_of_a_large_cluster_few_columns_are_held_and_with_room_none_is_computed_twice(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    asked: list[int] = []
+    made = Kernel.columns
+
+    def counted(kernel: Kernel, some: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
+        asked.append(len(some))
+        return made(kernel, some)
+
+    kernel = Kernel.of(unit_rows(45, 5, 1), 1.0, kept=5)
+    means = kernel.row_means()
+    monkeypatch.setattr(mmd, "AHEAD", 8)
+    monkeypatch.setattr(Kernel, "columns", counted)
+    greedy_order(kernel, means, held=room * 45 + 44)
+    assert max(asked) == min(8, room)
+    assert sum(asked) == 45 if room in (1, 45) else sum(asked) > 45
+
+
+def test_held_columns_fit_the_room_and_the_unlikeliest_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmd, "AHEAD", 2)
+    columns = mmd._Columns(kernel=Kernel.of(unit_rows(8, 3, 2), 1.0, kept=1), most=4)
+    for first, criterion, held in (
+        (0, [0, 1, 2, 3, 4, 5, 6, 7], {1}),
+        (2, [9, 1, 0, 3, 4, 5, 6, 7], {1, 3}),
+        (4, [9, 1, 9, 3, 0, 2, 6, 7], {1, 3, 5}),
+        (6, [9, 3, 9, 4, 9, 2, 0, 1], {1, 5, 7}),
+    ):
+        found = columns.take(first, np.array(criterion, dtype=np.float64))
+        assert np.array_equal(found, columns.kernel.column(first))
+        assert set(columns.held) == held
+        assert all(column.base is None for column in columns.held.values())
+
+
 def test_the_kernel_is_exact_on_its_diagonal_and_between_copies() -> None:
     rows = unit_rows(40, 300, 4)
     k = gaussian(rows, rows, 1.0)

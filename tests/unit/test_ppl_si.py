@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from selector_zoo.passes.answer_only import AnswerOnlyConfig, AnswerOnlyPass
+from selector_zoo.passes.answer_only import AnswerOnlyConfig, AnswerOnlyPass, answers
 from selector_zoo.passes.forward import ForwardConfig, ForwardPass
+from selector_zoo.passes.forward_samples import read_sample
 from selector_zoo.ppl_si import ifd
 from transformers import LlavaOnevisionForConditionalGeneration
 
@@ -19,9 +20,10 @@ from harness.errors import HarnessError
 from harness.pool_write import PoolWriter
 from harness.registry import configured, selector
 from harness.types import TrainSpec
+from llava_train.pool_index import PoolIndex
 from tests import selector_references as plain
 from tests.support import png, raw_record, write_pool
-from tests.unit.train_support import backbone, tokenizer
+from tests.unit.train_support import backbone, geometry, tokenizer
 
 N = 18
 NAN = float("nan")
@@ -176,8 +178,30 @@ def test_the_tokens_are_those_of_the_forward_pass(pool: Pool) -> None:
         seen, first = forward.run(pool, 0, N)
         alone, second = opened(max_length=length).run(pool, 0, N)
         np.testing.assert_array_equal(seen["turn_ntok"], alone["turn_ntok"])
+        np.testing.assert_array_equal(seen["truncated"], alone["truncated"])
+        assert alone["truncated"].any() == (length < 12000)
         assert first == second or length == 60
     assert "no_answer_tokens" in second
+
+
+def test_an_answer_with_images_is_one_answer(tmp_path: Path) -> None:
+    """What is said around them, in the turn where it is said, as the forward pass has it."""
+    said = ("What?", "<image> or <image>, both.", "Sure?", "Yes.")
+    turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)]
+    for rounds in (1, 2):
+        with PoolWriter(tmp_path / f"pool{rounds}", "pictured") as writer:
+            raw = raw_record(0) | {"conversations": turns[: 2 * rounds], "image": ["0.png", "1.png"]}
+            assert writer.add(raw, lambda key: png(int(key[:-4])))
+        index = PoolIndex(pool=writer.pool(), tokenizer=tokenizer(), geometry=geometry(), max_length=12000)
+        spoken = {turn: tokenizer().decode(ids) for turn, ids in answers(read_sample(index, 0)).items()}
+        assert spoken == dict(enumerate((" or , both.", "Yes.")[:rounds]))
+        forward = ForwardPass(ForwardConfig(), PassContext(model_path=str(backbone())))
+        forward.open()
+        seen, _ = forward.run(writer.pool(), 0, 1)
+        alone, reasons = opened().run(writer.pool(), 0, 1)
+        assert reasons == [""]
+        np.testing.assert_array_equal(seen["turn_ntok"], alone["turn_ntok"])
+        assert np.isfinite(alone["turn_nll"]).all()
 
 
 def test_batches_and_shards_change_nothing(pool: Pool, feature: AnswerOnlyPass) -> None:
@@ -212,3 +236,25 @@ def test_a_model_that_overflows_has_a_reason(pool: Pool) -> None:
     columns, reasons = broken.run(pool, 0, 3)
     assert reasons == ["not_finite"] * 3
     assert np.isnan(columns["turn_nll"]).all()
+
+
+def test_a_sample_with_one_infinite_answer_has_no_numbers(
+    pool: Pool, feature: AnswerOnlyPass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = feature.run(pool, 0, N)
+    two = int(np.flatnonzero(whole["turn_ntok"].all(axis=1))[0])
+    lost = float(whole["turn_nll"][two, 0])
+    measured = feature._measured
+
+    def overflowing(items: Any) -> Any:
+        return [(place, np.inf if nll == pytest.approx(lost) else nll) for place, nll in measured(items)]
+
+    monkeypatch.setattr(feature, "_measured", overflowing)
+    columns, reasons = feature.run(pool, 0, N)
+    failed = [i for i in range(N) if reasons[i] == "not_finite"]
+    assert two in failed
+    assert len(failed) < N
+    assert np.isnan(columns["turn_nll"][failed]).all()
+    assert (columns["turn_ntok"][failed] == -1).all()
+    good = np.setdiff1d(np.arange(N), failed)
+    np.testing.assert_array_equal(columns["turn_nll"][good], whole["turn_nll"][good])

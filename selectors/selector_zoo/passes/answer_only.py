@@ -20,7 +20,7 @@ from harness.types import OMIT_DEFAULT, TrainSpec
 from llava_train.pool_index import PoolIndex
 from llava_train.tiles import VIEWS
 from selector_zoo.passes.forward import stored_dtype
-from selector_zoo.passes.forward_samples import Sample, read_samples
+from selector_zoo.passes.forward_samples import Sample, read_samples, truncated_rows
 
 if TYPE_CHECKING:
     from llava_train.packs import Item
@@ -52,7 +52,7 @@ class AnswerOnlyPass(FeaturePass):
     """Runs a LLaVA-OneVision over every answer by itself."""
 
     name = "answer_only"
-    version = 1
+    version = 2
     Config = AnswerOnlyConfig
     limits = TrainSpec()
     """`pack_tokens` of one forward; it changes nothing but speed and memory."""
@@ -72,10 +72,12 @@ class AnswerOnlyPass(FeaturePass):
         self._header = np.array([specials(tokenizer).start, *role], dtype=np.int32)
 
     def run(self, pool: Pool, start: int, stop: int) -> tuple[Columns, list[str]]:
-        """Columns for positions [start, stop): `turn_nll` (float32, nats) and `turn_ntok` (int32).
+        """Columns for positions [start, stop).
 
-        Sums over the content of each answer without its closing marker, of shape (n, answers of the pool's longest
-        conversation); NaN and 0 where a sample has fewer.
+        `turn_nll` (float32, nats) and `turn_ntok` (int32): sums over the content of each answer without its
+        closing marker, of shape (n, answers of the pool's longest conversation); NaN and 0 where a sample has
+        fewer.
+        `truncated` (bool) says that text was cut off.
         """
         index = PoolIndex(
             pool=pool,
@@ -88,6 +90,7 @@ class AnswerOnlyPass(FeaturePass):
         columns: Columns = {
             "turn_nll": np.full((stop - start, rounds), np.nan, dtype=np.float32),
             "turn_ntok": np.full((stop - start, rounds), -1, dtype=np.int32),
+            "truncated": truncated_rows(samples, stop - start),
         }
         items: dict[tuple[int, int], Item] = {}
         for row, sample in samples.items():
@@ -96,10 +99,12 @@ class AnswerOnlyPass(FeaturePass):
                 columns["turn_ntok"][row, turn] = len(content)
                 items[row, turn] = self._item(content)
             reasons[row] = "" if columns["turn_ntok"][row].any() else "no_answer_tokens"
-        for place, nll in self._measured(items):
+        measured = self._measured(items)
+        for place, nll in measured:
             columns["turn_nll"][place] = nll
-            if not np.isfinite(nll):
-                reasons[place[0]] = "not_finite"
+        for row in {row for (row, _), nll in measured if not np.isfinite(nll)}:
+            reasons[row] = "not_finite"
+            columns["turn_nll"][row], columns["turn_ntok"][row] = np.nan, -1
         return columns, [reasons[row] for row in range(stop - start)]
 
     def _item(self, content: npt.NDArray[np.int32]) -> Item:
@@ -123,8 +128,5 @@ class AnswerOnlyPass(FeaturePass):
 
 def answers(sample: Sample) -> dict[int, npt.NDArray[np.int32]]:
     """Content of each answer as tokens, by turn; turns of which nothing is left are not there."""
-    spoken = sample.text.answer
-    starts = spoken & ~np.concatenate([[False], spoken[:-1]])
-    turn = np.cumsum(starts) - 1
-    content = spoken & ~sample.closing
-    return {int(t): sample.text.ids[content & (turn == t)] for t in np.unique(turn[content])}
+    turn = sample.turn
+    return {int(t): sample.text.ids[turn == t] for t in np.unique(turn[turn >= 0])}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from harness.api import FeaturePass, Pool, Record
 from harness.errors import HarnessError
-from harness.pool import IMAGE_TOKEN
+from selector_zoo.passes.deita import without_image
 
 Floats = npt.NDArray[np.float32]
 
@@ -38,7 +38,7 @@ class ClipPass(FeaturePass):
     """Embeds the first image and the text of every sample with `transformers.CLIPModel`."""
 
     name = "clip"
-    version = 1
+    version = 2
     Config = ClipConfig
 
     def open(self) -> None:
@@ -145,16 +145,15 @@ def texts_of(record: Record, view: str) -> list[str]:
     if view in ("q", "a", "qa"):
         return [first_turn(record, view)]
     said = [text for _, text in record.conversations]
-    turns = [f"{_bare(q)} {a.strip()}" for q, a in zip(said[::2], said[1::2], strict=True)]
+    turns = [f"{_bare(q)} {_bare(a)}".strip() for q, a in zip(said[::2], said[1::2], strict=True)]
     return turns if view == "turn_max" else [" ".join(turns)]
 
 
 def first_turn(record: Record, view: str) -> str:
-    """The chosen text of a sample's first turn, without the image placeholder."""
-    question = _bare(record.conversations[0][1])
-    answer = record.conversations[1][1].strip()
-    return {"q": question, "a": answer, "qa": f"{question} {answer}"}[view]
+    """The chosen text of a sample's first turn, without image placeholders."""
+    question, answer = (_bare(text) for _, text in record.conversations[:2])
+    return {"q": question, "a": answer, "qa": f"{question} {answer}".strip()}[view]
 
 
-def _bare(question: str) -> str:
-    return question.replace(IMAGE_TOKEN, "").strip()
+def _bare(text: str) -> str:
+    return without_image(text).strip()

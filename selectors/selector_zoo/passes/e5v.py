@@ -8,7 +8,7 @@ to answer is the embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from harness.api import FeaturePass, Pool, Record
 from harness.errors import HarnessError
 from harness.pool import IMAGE_TOKEN
+from harness.types import OMIT_DEFAULT
 from selector_zoo.passes.clip import first_turn
 from selector_zoo.passes.forward import DECODERS, ahead
 from selector_zoo.passes.forward_samples import Reasons
@@ -47,9 +48,16 @@ class E5vConfig:
     """Also column `joint`: the two embeddings added up and scaled to length one."""
     dtype: str = "auto"
     """`float32`, `bfloat16`, `float16`, or what config.json says (`auto`). Embeddings are scaled in float32."""
+    views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
+    """How much of a picture is seen: the tiles the model's configuration says (`checkpoint`), or its `base` view
+    alone, a fraction of the tokens."""
 
     def __post_init__(self) -> None:
-        allowed = {"text": ("qa", "q", "a"), "dtype": ("auto", "float32", "bfloat16", "float16")}
+        allowed = {
+            "text": ("qa", "q", "a"),
+            "dtype": ("auto", "float32", "bfloat16", "float16"),
+            "views": ("checkpoint", "base"),
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise HarnessError(f"e5v: {name}={getattr(self, name)} is none of {', '.join(values)}.")
@@ -64,7 +72,7 @@ class E5vPass(FeaturePass):
     """Embeds the first image and the first turn of every sample with a LLaVA-NeXT or a LLaVA-OneVision."""
 
     name = "e5v"
-    version = 1
+    version = 2
     Config = E5vConfig
     batch = BATCH
     """Images or texts that go through the model together; changes nothing but speed and memory."""
@@ -77,7 +85,7 @@ class E5vPass(FeaturePass):
         from selector_zoo.passes.e5v_model import load_embedder
 
         c: E5vConfig = self.config
-        self._embedder = load_embedder(Path(self.context.model_path), c.dtype, self.context.device)
+        self._embedder = load_embedder(Path(self.context.model_path), c.dtype, self.context.device, c.views)
         self._embedder.accept((c.image_prompt, c.text_prompt))
 
     def run(self, pool: Pool, start: int, stop: int) -> tuple[Columns, list[str]]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import HarnessError
+from harness.pool import IMAGE_TOKEN
 from llava_train.chat import specials
 from llava_train.model import PackedModel, load_backbone
 from llava_train.packs import Item, collate
@@ -80,7 +81,7 @@ class Embedder(ABC):
 class NextEmbedder(Embedder):
     """A LLaVA-NeXT with its own processor, as E5-V is; batches are padded on the left."""
 
-    def __init__(self, folder: Path, dtype: str, device: str) -> None:
+    def __init__(self, folder: Path, dtype: str, device: str, views: str) -> None:
         from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
         model = LlavaNextForConditionalGeneration.from_pretrained(
@@ -96,6 +97,12 @@ class NextEmbedder(Embedder):
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         super().__init__(model.eval().to(device), tokenizer, device)
         self.processor = processor
+        self.base_only = views == "base"
+        if self.base_only:
+            # The model takes an image without a canvas as its base view and one newline token. The processor
+            # wants a canvas; its tiles are thrown away, so that one of them is the least work.
+            model.config.image_grid_pinpoints = [[0, 0]]
+            processor.image_processor.image_grid_pinpoints = [[model.config.vision_config.image_size] * 2]
 
     @torch.inference_mode()
     def _text_states(self, prompts: Sequence[str]) -> Tensor:
@@ -103,10 +110,23 @@ class NextEmbedder(Embedder):
 
     @torch.inference_mode()
     def _image_states(self, pictures: Sequence[Any], prompt: str) -> Tensor:
-        asked = [prompt] * len(pictures)
-        inputs = self.processor(images=list(pictures), text=asked, padding=True, return_tensors="pt")
+        if self.base_only:
+            inputs = self._base_inputs(pictures, prompt)
+        else:
+            asked = [prompt] * len(pictures)
+            inputs = self.processor(images=list(pictures), text=asked, padding=True, return_tensors="pt")
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return self._last(inputs)
+
+    def _base_inputs(self, pictures: Sequence[Any], prompt: str) -> Any:
+        """What the processor makes of images, without their tiles; prompts are then equally long."""
+        vision = self.model.config.vision_config
+        taken = (vision.image_size // vision.patch_size) ** 2 + 1
+        asked = [prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * taken)] * len(pictures)
+        inputs = self.processor.image_processor(list(pictures), return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"][:, :1]
+        inputs.update(self.tokenizer(asked, return_tensors="pt"))
+        return inputs
 
     def _last(self, inputs: Any) -> Tensor:
         states: Tensor = self.model.model(**inputs.to(self.device), use_cache=False).last_hidden_state
@@ -116,12 +136,12 @@ class NextEmbedder(Embedder):
 class OnevisionEmbedder(Embedder):
     """A LLaVA-OneVision, which takes prompts laid end to end, without padding."""
 
-    def __init__(self, folder: Path, dtype: str, device: str) -> None:
+    def __init__(self, folder: Path, dtype: str, device: str, views: str) -> None:
         from transformers import AutoTokenizer
 
         model = load_backbone(folder, stored_dtype(folder) if dtype == "auto" else dtype).eval().to(device)
         super().__init__(model, AutoTokenizer.from_pretrained(folder), device)
-        self.geometry = Geometry.from_config(model.config)
+        self.geometry = Geometry.from_config(model.config, "single" if views == "base" else "checkpoint")
         self.packed = PackedModel(model)
 
     def _text_states(self, prompts: Sequence[str]) -> Tensor:
@@ -153,13 +173,13 @@ class OnevisionEmbedder(Embedder):
 EMBEDDERS: Final = {"llava_next": NextEmbedder, "llava_onevision": OnevisionEmbedder}
 
 
-def load_embedder(folder: Path, dtype: str, device: str) -> Embedder:
-    """The embedder for a model folder.
+def load_embedder(folder: Path, dtype: str, device: str, views: str = "checkpoint") -> Embedder:
+    """The embedder for a model folder, with all views of a picture its `checkpoint` has, or the `base` view alone.
 
     Raises HarnessError for a model that is neither a LLaVA-NeXT nor a LLaVA-OneVision.
     """
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind not in EMBEDDERS:
         raise HarnessError(f"e5v: {folder.name} is a {kind}; give one of {', '.join(EMBEDDERS)}.")
-    made: Embedder = EMBEDDERS[kind](folder, dtype, device)
+    made: Embedder = EMBEDDERS[kind](folder, dtype, device, views)
     return made

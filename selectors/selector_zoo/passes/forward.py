@@ -22,7 +22,7 @@ from harness.errors import HarnessError
 from harness.types import OMIT_DEFAULT, TrainSpec
 from llava_train.pool_index import PoolIndex
 from llava_train.tiles import VIEWS
-from selector_zoo.passes.forward_samples import Reasons, Sample, complaint, read_samples, summary
+from selector_zoo.passes.forward_samples import Reasons, Sample, complaint, read_samples, summary, truncated_rows
 
 if TYPE_CHECKING:
     from llava_train.packs import Item
@@ -68,7 +68,7 @@ class ForwardPass(FeaturePass):
     """Runs a LLaVA-OneVision over every sample, in packs and therefore without padding."""
 
     name = "forward"
-    version = 1
+    version = 2
     Config = ForwardConfig
     limits = TrainSpec()
     """`pack_tokens` and `pack_tiles` of one forward; they change nothing but speed and memory."""
@@ -95,7 +95,7 @@ class ForwardPass(FeaturePass):
         supervises) `nll_sum_*`, `el2n_mean_*`, `ent_mean_*` (float32, NaN without such tokens) and `n_tok_*`
         (int32). `turn_nll` and `turn_ntok` are sums over the content of each answer without its closing marker,
         of shape (n, answers of the pool's longest conversation), NaN and 0 where a sample has fewer. `length` is
-        in tokens, after cutting.
+        in tokens, after cutting; `truncated` (bool) says that text was cut off, whatever else failed.
         """
         index = PoolIndex(
             pool=pool,
@@ -106,12 +106,15 @@ class ForwardPass(FeaturePass):
         rounds = int(pool.column("n_turns").max()) // 2
         samples, reasons = read_samples(index, start, stop)
         columns = self._empty(stop - start, rounds)
+        columns["truncated"] = truncated_rows(samples, stop - start)
         workers = 1 if self.context.device == "cpu" else DECODERS
         for items, failed in ahead(lambda rows: build(index, samples, rows), self._packs(samples), workers):
             reasons |= failed
             for row, scored in zip(items, self._scorer(list(items.values())), strict=True):
                 told = summary(samples[row], scored.tokens, rounds) | scored.states
                 reasons[row] = complaint(told)
+                if reasons[row] == "not_finite":
+                    continue  # an infinite loss would rank before all others
                 for name, value in told.items():
                     columns[name][row] = value
         return columns, [reasons[row] for row in range(stop - start)]

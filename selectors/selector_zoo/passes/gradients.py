@@ -21,7 +21,7 @@ from harness.types import OMIT_DEFAULT, TrainSpec
 from llava_train.pool_index import PoolIndex, Text
 from llava_train.tiles import VIEWS
 from selector_zoo.passes.forward import DECODERS, ahead, stored_dtype
-from selector_zoo.passes.forward_samples import Reasons
+from selector_zoo.passes.forward_samples import Reasons, Sample, read_samples, truncated_rows
 
 if TYPE_CHECKING:
     from llava_train.packs import Item
@@ -71,7 +71,7 @@ class GradientsPass(FeaturePass):
     """Runs a LLaVA-OneVision forward and backward over every sample, in packs and therefore without padding."""
 
     name = "gradients"
-    version = 1
+    version = 2
     Config = GradientsConfig
     work = 6.0
     limits = TrainSpec()
@@ -97,7 +97,7 @@ class GradientsPass(FeaturePass):
 
         `gradient` (float16, (n, width); float32 where it is whole): of length one. `norm` and `norm_projected`
         (float32): its lengths before and after projection. All NaN for samples without answer tokens, or with a
-        gradient that is zero or not finite.
+        gradient that is zero or not finite. `truncated` (bool) says that text was cut off, whatever else failed.
         """
         index = PoolIndex(
             pool=pool,
@@ -106,8 +106,10 @@ class GradientsPass(FeaturePass):
             max_length=self.config.max_length,
             mask="answer" if self.config.mask == "ans" else "llava",
         )
-        texts, reasons = read_texts(index, start, stop)
-        columns = self._empty(stop - start)
+        samples, reasons = read_samples(index, start, stop)
+        texts, without = supervised(samples)
+        reasons |= without
+        columns = self._empty(stop - start) | {"truncated": truncated_rows(samples, stop - start)}
         workers = 1 if self.context.device == "cpu" else DECODERS
         for items, failed in ahead(lambda rows: build(index, texts, rows), self._packs(texts), workers):
             reasons |= failed
@@ -146,21 +148,10 @@ class GradientsPass(FeaturePass):
         return columns | {"gradient": np.full((n, self._taker.projection.width), np.nan, dtype=stored)}
 
 
-def read_texts(index: PoolIndex, start: int, stop: int) -> tuple[dict[int, Text], Reasons]:
-    """Tokenise positions [start, stop); samples with something to predict, and failures, by row of the shard."""
-    texts: dict[int, Text] = {}
-    reasons: Reasons = {}
-    for row in range(stop - start):
-        try:
-            text = index.text(start + row)
-        except HarnessError as e:
-            reasons[row] = f"bad_conversation: {e}"
-            continue
-        if text.supervised:
-            texts[row] = text
-        else:
-            reasons[row] = "no_answer_tokens"
-    return texts, reasons
+def supervised(samples: Mapping[int, Sample]) -> tuple[dict[int, Text], Reasons]:
+    """The samples that have something to predict, and a reason for each other, by row."""
+    texts = {row: sample.text for row, sample in samples.items() if sample.text.supervised}
+    return texts, {row: "no_answer_tokens" for row in samples if row not in texts}
 
 
 def build(index: PoolIndex, texts: Mapping[int, Text], rows: list[int]) -> tuple[dict[int, Item], Reasons]:
