@@ -304,6 +304,12 @@ def test_spectra_by_hand(rows: list[list[float]], entropy: float, largest: float
     assert spectrum(torch.tensor(rows, dtype=torch.float32)) == pytest.approx((entropy, largest), abs=1e-6)
 
 
+def test_states_that_overflow_have_no_spectrum() -> None:
+    states = torch.ones(4, 3)
+    states[2, 1] = torch.inf
+    assert np.isnan(spectrum(states)).all()
+
+
 def test_a_spectrum_does_not_depend_on_scale_order_or_direction() -> None:
     made = torch.Generator().manual_seed(0)
     states = torch.randn(9, 5, generator=made)

@@ -70,6 +70,9 @@ class ClipPass(FeaturePass):
         cosine = (np.repeat(image, np.diff(bounds), axis=0) * text).sum(axis=1).astype(np.float32)
         best = [a + int(np.argmax(cosine[a:b])) for a, b in pairwise(bounds.tolist())]
         text, cosine = text[best], cosine[best]
+        for i in usable:
+            if not np.isfinite(cosine[i]):
+                reasons[i] = "not_finite"
         columns = {"image": image.astype(np.float16), "text": text.astype(np.float16), "cosine": cosine}
         return columns, reasons
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,10 +164,12 @@ def spectrum_rows(item: Item, image_id: int, geometry: Geometry) -> npt.NDArray[
 def spectrum(states: Tensor) -> tuple[float, float]:
     """Entropy (nats) of the normalised singular values of states (L, d), and the share of the largest.
 
-    From the smaller Gram matrix in float64, which keeps values down to 1e-8 of the largest. DataTailor,
-    arXiv 2412.06293, informativeness and task weights.
+    From the smaller Gram matrix in float64, which keeps values down to 1e-8 of the largest; NaN where a state is not
+    finite. DataTailor, arXiv 2412.06293, informativeness and task weights.
     """
     rows = states.double()
+    if not bool(rows.isfinite().all()):
+        return math.nan, math.nan
     gram = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
     values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = values / values.sum()
