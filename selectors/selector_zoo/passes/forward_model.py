@@ -164,8 +164,8 @@ def spectrum_rows(item: Item, image_id: int, geometry: Geometry) -> npt.NDArray[
 def spectrum(states: Tensor) -> tuple[float, float]:
     """Entropy (nats) of the normalised singular values of states (L, d), and the share of the largest.
 
-    From the smaller Gram matrix in float64, which keeps values down to 1e-8 of the largest; NaN where a state is not
-    finite. DataTailor, arXiv 2412.06293, informativeness and task weights.
+    From the smaller Gram matrix in float64, which keeps values down to 1e-8 of the largest; NaN where a state is
+    not finite. DataTailor, arXiv 2412.06293, informativeness and task weights.
     """
     rows = states.double()
     if not bool(rows.isfinite().all()):
