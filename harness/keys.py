@@ -46,13 +46,18 @@ def plain(value: Any) -> Json:
     raise TypeError(f"{type(value).__name__} has no canonical form; give it one before it enters a key")
 
 
+def default_of(f: dataclasses.Field[Any]) -> Any:
+    """What a dataclass field is where nothing is given; MISSING where it must be."""
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
 def _plain_dataclass(value: Any) -> Json:
     out: dict[str, Json] = {}
     for f in dataclasses.fields(value):
         if f.metadata.get("key") is False:
             continue
         item = plain(getattr(value, f.name))
-        if f.metadata.get("omit_default") and item == plain(f.default):
+        if f.metadata.get("omit_default") and item == plain(default_of(f)):
             continue
         out[f.name] = item
     return out

@@ -197,17 +197,12 @@ def _add_warm_up(plan: Plan, cell: Cell, warm_up: WarmUp) -> str:
 
     Raises HarnessError for a field that recipes do not have.
     """
-    known = [f.name for f in fields(TrainSpec)]
-    for name in warm_up.recipe:
-        if name not in known:
-            raise unknown_name("field of a warm-up's recipe", name, known)
-    changes: Mapping[str, Any] = warm_up.recipe
     warm = replace(
         cell,
         selector=selector_spec("random", {}),
         budget=Budget.parse(warm_up.budget),
         seed=0,
-        recipe=replace(cell.recipe, **changes, seed=0),
+        recipe=_changed(cell.recipe, warm_up.recipe, "a warm-up's recipe"),
     )
     # A warm-up on everything is the run on everything.
     warm = canonical_cell(warm)
@@ -216,9 +211,22 @@ def _add_warm_up(plan: Plan, cell: Cell, warm_up: WarmUp) -> str:
 
 
 def _add_taught(plan: Plan, cell: Cell, ref: PassRef) -> str:
-    """A checkpoint taught from labels: SFT on all of the lessons they make, never of the cell's own seed."""
+    """A checkpoint taught from labels: SFT on all of the lessons they make, never of the cell's own seed.
+
+    Raises HarnessError for a field that recipes do not have.
+    """
     lessons = plan.add(lessons_stage(cell.pool, ref))
-    return _add_train(plan, replace(cell, seed=0), lessons, cell.recipe, f"{ref.label}/{cell.backbone.name}")
+    recipe = _changed(cell.recipe, ref.lessons.recipe, "the recipe for lessons")
+    return _add_train(plan, replace(cell, seed=0), lessons, recipe, f"{ref.label}/{cell.backbone.name}")
+
+
+def _changed(recipe: TrainSpec, changes: Mapping[str, Any], what: str) -> TrainSpec:
+    """A recipe of seed 0 with some of its fields changed."""
+    known = [f.name for f in fields(TrainSpec)]
+    for name in changes:
+        if name not in known:
+            raise unknown_name(f"field of {what}", name, known)
+    return replace(recipe, **changes, seed=0)
 
 
 def _add_train(plan: Plan, cell: Cell, select: str, recipe: TrainSpec, label: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.api import FeaturePass, Selector
 from harness.errors import HarnessError, unknown_name
+from harness.keys import default_of
 from harness.types import Json, SelectorSpec
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def selector_spec(name: str, config: Mapping[str, Json]) -> SelectorSpec:
     """Resolve a name and plain settings to a spec with all defaults but those of fields marked OMIT_DEFAULT."""
     plugin = selector(name)
     made = configured(plugin.cls, config)
-    later = {f.name: f.default for f in dataclasses.fields(made) if f.metadata.get("omit_default")}
+    later = {f.name: default_of(f) for f in dataclasses.fields(made) if f.metadata.get("omit_default")}
     full = {k: v for k, v in dataclasses.asdict(made).items() if k not in later or v != later[k]}
     return SelectorSpec(
         name=name,

@@ -110,12 +110,14 @@ class WarmUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lessons:
-    """What the model that `trained` means learns from, with the recipe of the cell and seed 0."""
+    """What the model that `trained` means learns from, and how, with seed 0."""
 
     labels: str = ""
     """Label file; that beside the pool where empty."""
     limit: int = 0
     """Labels to use, drawn by their uids' hashes; 0 uses all."""
+    recipe: Mapping[str, Json] = field(default_factory=dict)
+    """Fields of `TrainSpec` in which its training differs from the recipe of the cell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

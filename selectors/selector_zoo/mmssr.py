@@ -9,7 +9,7 @@ asked their scorer for, and the order they served them in; the order here is tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from harness.api import Features, Lessons, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError, unknown_name
 from harness.keys import file_digest, mix64
-from harness.types import Json
+from harness.types import OMIT_DEFAULT, Json
 from selector_zoo.blocks import blocks
 from selector_zoo.mmssr_sampler import Rules, Sampler
 from selector_zoo.prompts import CAPABILITIES, STYLES, load_pack, text_digest
@@ -52,6 +52,11 @@ class MmssrConfig:
     """The model that is asked for styles; empty: the scorer; `trained` as above, a model of its own."""
     lessons: int = 0
     """How many labels a `trained` model learns from; 0: all."""
+    zeros: str = field(default="all", metadata=OMIT_DEFAULT)
+    """Which scores of 0 it is taught: `all`, as the authors do as far as is known, or `some`, no more of a sample
+    than it has others: of labels that are mostly 0 a small model learns nothing else."""
+    teaching: dict[str, float] = field(default_factory=dict, metadata=OMIT_DEFAULT)
+    """Numbers of the recipe in which its training differs from the cell's, as `{global_batch: 8, epochs: 2}`."""
     prompts: str = "own"
     """What they are asked: a prompt pack's YAML file, or `own`, the pack that models trained here know."""
     inference: str = "own"
@@ -78,6 +83,7 @@ class MmssrConfig:
         allowed = {
             "variant": VARIANTS,
             "inference": ("own", "released"),
+            "zeros": ("all", "some"),
             "bucket_by": ("style_source", "style"),
             "tie": ("hash", "index"),
         }
@@ -149,11 +155,18 @@ class Mmssr(Selector):
             PassRef(
                 name="mmssr",
                 model=model,
-                config=asking(config.prompts, scores=scores or both, styles=not scores or both, released=released),
-                lessons=Lessons(labels=config.labels, limit=config.lessons) if model == TRAINED else Lessons(),
+                config=asking(config.prompts, scores=scores or both, styles=not scores or both, released=released)
+                | ({"zeros": config.zeros} if model == TRAINED else {}),
+                lessons=self._lessons() if model == TRAINED else Lessons(),
             )
             for model, scores in ((config.scorer, True), (styler, False))
         ]
+
+    def _lessons(self) -> Lessons:
+        config = self.config
+        # Settings are read as floats; a whole number of a recipe, as its batch, is one.
+        recipe: dict[str, Json] = {k: int(v) if float(v).is_integer() else v for k, v in config.teaching.items()}
+        return Lessons(labels=config.labels, limit=config.lessons, recipe=recipe)
 
     def _check_words(self) -> None:
         config = self.config

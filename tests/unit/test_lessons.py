@@ -94,6 +94,22 @@ def test_a_label_makes_a_lesson_a_score_and_one_of_styles(pool: Pool) -> None:
     assert MmssrPass.lessons(MmssrConfig(styles="Styles?"), record, {"uid": "s1", "humanities": 3}) == []
 
 
+def test_no_more_zeros_of_a_sample_are_taught_than_it_has_others(pool: Pool) -> None:
+    config, record = MmssrConfig(**CONFIG, zeros="some"), pool.record(1)
+
+    def answers(row: dict[str, Any]) -> list[str]:
+        return [answer for _, answer in MmssrPass.lessons(config, record, row)][:-1]  # the last is of styles
+
+    mostly = dict.fromkeys(CAPABILITIES, 0) | {"humanities": 2, "scene understanding": 5, "styles": "comparison"}
+    assert sorted(answers(mostly)) == ["0", "0", "2", "5"]
+    assert answers(mostly) == answers(dict(reversed(mostly.items())))
+    assert answers(dict.fromkeys(CAPABILITIES, 0) | {"styles": "comparison"}) == ["0"]
+    assert answers(dict.fromkeys(CAPABILITIES, 3) | {"styles": "comparison"}) == ["3"] * 14
+    asked = {question for question, _ in MmssrPass.lessons(config, record, mostly)}
+    others = {question for question, _ in MmssrPass.lessons(config, pool.record(2), mostly)}
+    assert len(asked) == len(others) == 5
+
+
 @pytest.mark.parametrize("value", [6, -1, 2.5, "3", True])
 def test_a_wrong_score_is_refused(pool: Pool, value: object) -> None:
     with pytest.raises(HarnessError, match="label of 's1': humanities is"):
@@ -206,6 +222,19 @@ def test_the_planner_trains_the_scorer_once(cell: Cell) -> None:
     assert features.label == "mmssr/small/tiny/trained"
 
 
+def test_lessons_may_have_a_recipe_of_their_own(cell: Cell, labels: Path) -> None:
+    def recipe(**settings: Any) -> Any:
+        spec = selector_spec("mmssr", {"scorer": "trained", "labels": str(labels)} | settings)
+        plan = make_plan([replace(cell, selector=spec)])
+        return next(s for s in plan.stages.values() if s.label == "scores/tiny/train").params["recipe"]
+
+    changed = recipe(teaching={"global_batch": 8.0, "learning_rate": 0.5})
+    assert changed == recipe() | {"global_batch": 8, "learning_rate": 0.5}
+    assert recipe(teaching={}) == recipe()
+    with pytest.raises(HarnessError, match="Did you mean 'epochs'"):
+        recipe(teaching={"epoch": 2})
+
+
 def test_a_trained_scorer_scores(cell: Cell, tmp_path: Path, labels: Path) -> None:
     """Labels to lessons to a model to finite scores, through the store; asked again, nothing runs."""
     store = Store(tmp_path / "runs")
@@ -237,7 +266,7 @@ def test_mmssr_asks_a_model_trained_from_its_labels(pool: Pool, labels: Path) ->
         ("mmssr", "trained", "scores"),
         ("mmssr", "trained", "styles"),
     ]
-    assert {r.lessons for r in both} == {Lessons(labels=str(labels), limit=5)}
+    assert [r.lessons for r in both] == [Lessons(labels=str(labels), limit=5)] * 2
     assert lessons_stage(pool, both[0]) == lessons_stage(pool, both[1])  # one model answers both
     apart = Mmssr(Settings(scorer="trained", styler="miniworld:tiny", labels=str(labels))).needs()
     assert [(r.model, r.lessons.labels) for r in apart] == [("trained", str(labels)), ("miniworld:tiny", "")]

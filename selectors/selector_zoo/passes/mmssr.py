@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from harness.api import FeaturePass, Pool, Record
 from harness.errors import HarnessError
+from harness.keys import seed64
+from harness.types import OMIT_DEFAULT
 from selector_zoo.passes.forward import DECODERS, ahead, stored_dtype
 from selector_zoo.passes.mmssr_answers import (
     OTHER,
@@ -57,9 +59,16 @@ class MmssrConfig:
     """Tokens of an answer."""
     dtype: str = "auto"
     """`float32`, `bfloat16`, or what config.json says (`auto`; 16 bits as bfloat16)."""
+    zeros: str = field(default="all", metadata=OMIT_DEFAULT)
+    """Which scores of 0 are lessons: `all`, or `some`, no more of a sample than it has others, one at least."""
 
     def __post_init__(self) -> None:
-        for name, values in {"view": ("tiles", "squash"), "dtype": ("auto", "float32", "bfloat16")}.items():
+        allowed = {
+            "view": ("tiles", "squash"),
+            "dtype": ("auto", "float32", "bfloat16"),
+            "zeros": ("all", "some"),
+        }
+        for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise HarnessError(f"mmssr: {name}={getattr(self, name)} is none of {', '.join(values)}.")
         if not (self.score or self.styles):
@@ -144,14 +153,10 @@ class MmssrPass(FeaturePass):
         nothing. Raises HarnessError for a score that is no whole number from 0 to 5.
         """
         said: list[tuple[str, str]] = []
-        for capability in CAPABILITIES if config.score else ():
-            try:
-                score = label_score(row.get(capability))
-            except ValueError as e:
-                raise HarnessError(f"label of '{record.uid}': {capability} is {e}.") from None
-            if score is not None:
-                query = fill(config.score, cap_keyword=capability)
-                said.append((message(record, query, config.spelling), str(score)))
+        scores = known_scores(record, row) if config.score else {}
+        for capability in taught(record, scores) if config.zeros == "some" else scores:
+            query = fill(config.score, cap_keyword=capability)
+            said.append((message(record, query, config.spelling), str(scores[capability])))
         styles = row.get("styles") or ()
         named = parse_styles(styles) if isinstance(styles, str) else normal_styles(styles)
         known = [style for style in named if style in STYLES]
@@ -238,6 +243,32 @@ class MmssrPass(FeaturePass):
             columns["styles"][row] = style_row(named)
             lost += [] if set(named) & set(STYLES) else [f"styles {answers[-1][:40]!r}"]
         return f"unreadable_answer: {lost[0]}, {len(lost)} in all" if lost else ""
+
+
+def known_scores(record: Record, row: Mapping[str, Any]) -> dict[str, int]:
+    """A label's scores by capability, without unknown ones.
+
+    Raises HarnessError for a score that is no whole number from 0 to 5.
+    """
+    found: dict[str, int] = {}
+    for capability in CAPABILITIES:
+        try:
+            score = label_score(row.get(capability))
+        except ValueError as e:
+            raise HarnessError(f"label of '{record.uid}': {capability} is {e}.") from None
+        if score is not None:
+            found[capability] = score
+    return found
+
+
+def taught(record: Record, scores: Mapping[str, int]) -> list[str]:
+    """Capabilities that are lessons where not all zeros are: the others, and as many zeros by a hash, or one.
+
+    Most scores are 0, and a small model that is taught them all learns to say nothing else.
+    """
+    zeros = sorted((c for c in scores if not scores[c]), key=lambda c: seed64("zeros", record.uid, c))
+    left_out = zeros[max(1, len(scores) - len(zeros)) :]
+    return [capability for capability in scores if capability not in left_out]
 
 
 def squashed(picture: Any, side: int) -> npt.NDArray[np.uint8]:
