@@ -51,7 +51,7 @@ from llava_train.run import TrainRequest, train  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-SETS = "none,random 5%,random 25%,random 30%,full,sound 25%,wrong 25%"
+SETS = "none,random 5%,random 25%,random 30%,full,sound 5%,sound 25%,wrong 25%"
 
 
 def mini_recipe() -> TrainSpec:
@@ -213,6 +213,7 @@ ORDER = (
     ("random 5%", "none"),
     ("sound 25%", "random 25%"),
     ("random 25%", "wrong 25%"),
+    ("sound 5%", "random 5%"),
 )
 """What ought to be better than what."""
 
