@@ -49,13 +49,14 @@ def _meta(records: Records) -> ReportMeta:
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         provenance={"code": revision, **package_versions(), "command": records.command},
         uncertain=records.uncertain,
+        leaky=records.leaky,
     )
 
 
 def show_table(store: Store, name: str, console: Console) -> None:
     """Print the paper-style table of a sweep."""
     records = read_sweep(store, name)
-    options = TableOptions(uncertain=records.uncertain)
+    options = TableOptions(uncertain=records.uncertain, leaky=records.leaky)
     print_table(main_table(records.scores, records.suite, options), console)
 
 

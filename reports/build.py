@@ -43,6 +43,8 @@ class ReportMeta:
     source: str = ""
     uncertain: Sequence[str] = ()
     """Methods of which something is not published and was decided here."""
+    leaky: Sequence[str] = ()
+    """Methods that may have seen what they judge or what is scored."""
 
     @property
     def table_options(self) -> TableOptions:
@@ -52,6 +54,7 @@ class ReportMeta:
             smallest=self.smallest,
             source=self.source,
             uncertain=self.uncertain,
+            leaky=self.leaky,
         )
 
 

@@ -37,6 +37,8 @@ class TableOptions:
     """Where the numbers come from, for the caption; no full stop at the end."""
     uncertain: Sequence[str] = ()
     """Methods of which something is not published and was decided here."""
+    leaky: Sequence[str] = ()
+    """Methods that may have seen what they judge or what is scored."""
 
 
 def main_table(rows: Iterable[ScoreRow], suite: Suite, options: TableOptions | None = None) -> Table:
@@ -212,18 +214,27 @@ def _notes(summaries: Sequence[BackboneSummary], options: TableOptions) -> tuple
         ">Rand: benchmarks strictly better than random's mean at the same budget and backbone. "
         "/FULL: unweighted mean of 100 × score / full run. "
         f"Runs: {_runs(summaries)}." + (" ±: sample SD over runs." if spread else ""),
-        *_unpublished(summaries, options),
+        *_warnings(summaries, options),
     )
 
 
-def _unpublished(summaries: Sequence[BackboneSummary], options: TableOptions) -> Iterator[str]:
+def _warnings(summaries: Sequence[BackboneSummary], options: TableOptions) -> Iterator[str]:
     shown = dict.fromkeys(m.group.method for s in summaries for m in s.methods)
-    names = [method_title(m, options.titles) for m in shown if m in options.uncertain]
-    if names:
-        yield (
+    for methods, warning in (
+        (
+            options.uncertain,
             "Re-implementations whose adaptation to this kind of data is not wholly published (each selection's "
-            f"card says what was decided here): {', '.join(names)}."
-        )
+            "card says what was decided here)",
+        ),
+        (
+            options.leaky,
+            "May have seen the samples they choose from, or questions that are scored (each selection's card says "
+            "which)",
+        ),
+    ):
+        names = [method_title(m, options.titles) for m in shown if m in methods]
+        if names:
+            yield f"{warning}: {', '.join(names)}."
 
 
 def _runs(summaries: Sequence[BackboneSummary]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ class Records:
     command: str
     uncertain: tuple[str, ...] = ()
     """Methods of which the selection's card says that something is not published."""
+    leaky: tuple[str, ...] = ()
+    """Methods of which it says that they may have seen what they judge or what is scored."""
 
 
 def read_sweep(store: Store, name: str) -> Records:
@@ -51,7 +53,8 @@ def read_sweep(store: Store, name: str) -> Records:
         scores=tuple(scores),
         cells=tuple(cells),
         command=sweep.get("command", ""),
-        uncertain=tuple(sorted({cell["method"] for cell in sweep["cells"] if _doubts(store, cell)})),
+        uncertain=_saying(store, sweep["cells"], "uncertain"),
+        leaky=_saying(store, sweep["cells"], "leakage"),
     )
 
 
@@ -145,8 +148,9 @@ def _why(store: Store, cell: Mapping[str, Any]) -> str:
     return ""
 
 
-def _doubts(store: Store, cell: Mapping[str, Any]) -> bool:
-    return bool((selection_card(store, cell) or {}).get("uncertain"))
+def _saying(store: Store, cells: Sequence[Mapping[str, Any]], what: str) -> tuple[str, ...]:
+    """Methods whose cards say something under a name, sorted."""
+    return tuple(sorted({c["method"] for c in cells if (selection_card(store, c) or {}).get(what)}))
 
 
 def selection_card(store: Store, cell: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -6,12 +6,14 @@ that influence it most, and the samples with the most votes are kept. The gradie
 short warm-up: by default one that other gradient methods share; with `sharing=strict` that of the released
 scripts, but on a random 5 % instead of the first 500 steps of a run on everything, and without training the
 projector. The released scripts load a merged model and put its adapters on it again; here they count once. Target
-samples must not be those the benchmarks score.
+samples must not be those the benchmarks score: tasks named like a benchmark that has a test set only are left out
+unless `allow_eval_leak` lets them in, which cards and tables then say.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,6 +31,8 @@ from selector_zoo import warm_ups
 from selector_zoo.influence import influence, task_means
 
 Floats = npt.NDArray[np.floating[Any]]
+TEST_ONLY: Final = ("mmstar", "mmvet", "blink", "mme", "ocrbench")
+"""Of the benchmarks of arXiv 2503.13383 those that have no samples beside the ones they score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,9 @@ class IconsConfig:
 
     targets: str = ""
     """Folder of a pool of target samples, its sources the tasks, `task/part` for parts; empty: the pool's own."""
+    allow_eval_leak: bool = field(default=False, metadata=OMIT_DEFAULT)
+    """Whether tasks of `targets` named like a benchmark that has no samples but those it scores (mmstar, mmvet,
+    blink, mme, ocrbench) vote; they are left out otherwise."""
     raw_tasks: list[str] = field(default_factory=lambda: ["mme"])
     """Tasks whose samples count by the length of their gradients, as the release does it for MME."""
     model: str = "warm"
@@ -83,7 +90,7 @@ class Icons(Selector):
     """Keep the samples most target tasks vote for."""
 
     name = "icons"
-    version = 1
+    version = 2
     Config = IconsConfig
     nested = False
     uncertain = ("target tasks and warm-up of row ICONS of arXiv 2503.13383 are not published",)
@@ -119,7 +126,7 @@ class Icons(Selector):
 
         Of a task in parts the largest of its parts' influences.
         """
-        parts, part = _sources(self._target_pool(pool))
+        parts, part = self._parts(pool)
         columns = features.get("targets", features["gradients"])
         means = task_means(columns["gradient"], part, len(parts))
         raw = [i for i, name in enumerate(parts) if _task(name) in self.config.raw_tasks]
@@ -131,7 +138,13 @@ class Icons(Selector):
         for i, name in enumerate(parts):
             task = names.index(_task(name))
             found[:, task] = np.fmax(found[:, task], by_part[:, i])
-        return {"influence": found}
+        kept = [i for i, name in enumerate(names) if name not in self._left_out(names)]
+        if not kept:
+            raise HarnessError(
+                f"icons: all tasks of {self.config.targets} ({', '.join(names)}) are benchmarks that have nothing "
+                "but what they score: give samples of others, or set allow_eval_leak=true and compare with care."
+            )
+        return {"influence": found[:, kept]}
 
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
         """The most votes first; those without a gradient only where others run out."""
@@ -155,10 +168,22 @@ class Icons(Selector):
             "sharing": config.sharing,
             "aggregate": config.aggregate,
         }
-        return Selection(positions=order[:n], card=card | _cut(score, order[:n]))
+        return Selection(positions=order[:n], card=card | self._leaks(pool) | _cut(score, order[:n]))
 
-    def _target_pool(self, pool: Pool) -> Pool:
-        return open_pool(self.config.targets) if self.config.targets else pool
+    def _parts(self, pool: Pool) -> tuple[list[str], npt.NDArray[Any]]:
+        return _sources(open_pool(self.config.targets) if self.config.targets else pool)
+
+    def _left_out(self, tasks: list[str]) -> list[str]:
+        return [] if self.config.allow_eval_leak or not self.config.targets else scored(tasks)
+
+    def _leaks(self, pool: Pool) -> dict[str, Json]:
+        """What the card says of targets that are benchmarks."""
+        found = scored(_tasks(self._parts(pool)[0])) if self.config.targets else []
+        if not found:
+            return {}
+        if self.config.allow_eval_leak:
+            return {"leakage": f"target samples may be those that these benchmarks score: {', '.join(found)}"}
+        return {"tasks_left_out": list(found)}
 
 
 def _sources(pool: Pool) -> tuple[list[str], npt.NDArray[Any]]:
@@ -175,6 +200,11 @@ def _task(part: str) -> str:
 
 def _tasks(parts: list[str]) -> list[str]:
     return sorted({_task(part) for part in parts})
+
+
+def scored(tasks: list[str]) -> list[str]:
+    """Those of some tasks that are named like a benchmark with a test set only."""
+    return [task for task in tasks if re.sub("[^a-z]", "", task.lower()) in TEST_ONLY]
 
 
 def votes(values: Floats, share: Fraction) -> npt.NDArray[np.float64]:

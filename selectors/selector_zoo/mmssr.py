@@ -54,7 +54,7 @@ class MmssrConfig:
     """How many labels a `trained` model learns from; 0: all."""
     zeros: str = field(default="all", metadata=OMIT_DEFAULT)
     """Which scores of 0 it is taught: `all`, as the authors do as far as is known, or `some`, no more of a sample
-    than it has others: of labels that are mostly 0 a small model learns nothing else."""
+    than it has others, if it has any: of labels that are mostly 0 a small model learns nothing else."""
     teaching: dict[str, float] = field(default_factory=dict, metadata=OMIT_DEFAULT)
     """Numbers of the recipe in which its training differs from the cell's, as `{global_batch: 8, epochs: 2}`."""
     prompts: str = "own"

@@ -196,14 +196,17 @@ def test_targets_are_tasks_with_parts(pool: Pool, tmp_path: Path) -> None:
             assert writer.add(raw_record(i) | {"data_source": name}, lambda key: png(int(key[:-4])))
     columns = {"gradients": unit(N, seed=5), "targets": unit(5, seed=6)}
     columns["targets"]["gradient"][:] = np.nan_to_num(columns["targets"]["gradient"], nan=0.125)
-    icons = made(targets=str(tmp_path / "targets"))
+    icons = made(targets=str(tmp_path / "targets"), allow_eval_leak=True)
     own, other = icons.needs()
     assert (own.pool, own.label, other.pool, other.label) == ("", "gradients", icons.config.targets, "targets")
     assert replace(other, pool="", alias="") == own
     rows = columns["targets"]["gradient"].astype(float)
     raw = rows * columns["targets"]["norm_projected"][:, None]
     pool_rows = columns["gradients"]["gradient"].tolist()
-    for chosen, scaled in ((icons, True), (made(targets=icons.config.targets, raw_tasks=[]), False)):
+    for chosen, scaled in (
+        (icons, True),
+        (made(targets=icons.config.targets, raw_tasks=[], allow_eval_leak=True), False),
+    ):
         found = chosen.score(pool, columns)["influence"]
         mme = plain.influences(pool_rows, (raw if scaled else rows).tolist(), names)["mme"]
         vqa = plain.influences(pool_rows, rows.tolist(), names)["vqa"]
@@ -224,8 +227,39 @@ def test_of_two_parts_the_larger_influence_counts(tmp_path: Path) -> None:
         "targets": {"gradient": np.eye(2, 3), "norm_projected": np.ones(2)},
     }
     one = write_pool(tmp_path / "one", 1)
-    found = made(targets=str(tmp_path / "targets")).score(one, columns)["influence"]
+    found = made(targets=str(tmp_path / "targets"), allow_eval_leak=True).score(one, columns)["influence"]
     assert found.tolist() == [[pytest.approx(0.4)]]
+
+
+def test_benchmarks_with_nothing_but_what_they_score_vote_only_if_told(pool: Pool, tmp_path: Path) -> None:
+    from harness.pool_write import PoolWriter
+    from tests.support import png
+
+    def targets(name: str, sources: list[str]) -> str:
+        with PoolWriter(tmp_path / name, name) as writer:
+            for i, source in enumerate(sources):
+                assert writer.add(raw_record(i) | {"data_source": source}, lambda key: png(int(key[:-4])))
+        return str(tmp_path / name)
+
+    mixed, scored_only = (
+        targets("mixed", ["MM-Vet", "ai2d", "mme/count"]),
+        targets("scored", ["OCRBench", "BLINK"]),
+    )
+    columns = {"gradients": unit(N, seed=5), "targets": unit(3, seed=6)}
+    columns["targets"]["gradient"][:] = np.nan_to_num(columns["targets"]["gradient"], nan=0.125)
+    honest, leaky = made(targets=mixed), made(targets=mixed, allow_eval_leak=True)
+    both = leaky.score(pool, columns)["influence"]
+    one = honest.score(pool, columns)["influence"]
+    assert both.shape == (N, 3)
+    np.testing.assert_array_equal(one, both[:, 1:2])  # MM-Vet, ai2d, mme
+    told = select(honest, pool, one, 5).card
+    assert (told["tasks"], told["tasks_left_out"]) == (1, ["MM-Vet", "mme"])
+    assert "leakage" not in told
+    leaked = select(leaky, pool, both, 5).card
+    assert str(leaked["leakage"]).endswith(": MM-Vet, mme")
+    assert "tasks_left_out" not in leaked
+    with pytest.raises(HarnessError, match=r"OCRBench.*allow_eval_leak=true"):
+        made(targets=scored_only).score(pool, {**columns, "targets": unit(2, seed=7)})
 
 
 def test_what_is_asked_for() -> None:

@@ -86,6 +86,14 @@ def test_methods_that_are_not_wholly_published_are_named() -> None:
     assert "Re-implementations" not in "".join(main_table(rows, suite("x")).notes)
 
 
+def test_methods_that_may_have_seen_what_they_judge_are_named() -> None:
+    rows = [row(name, "x", 45.0) for name in ("random", "icons", "ppl_si")]
+    notes = main_table(rows, suite("x"), TableOptions(leaky=("icons",))).notes
+    assert notes[-1].startswith("May have seen")
+    assert notes[-1].endswith(": icons.")
+    assert "May have seen" not in "".join(main_table(rows, suite("x")).notes)
+
+
 def test_captions_count_one_benchmark_as_one() -> None:
     assert main_table([row("m", "x", 1.0)], suite("x")).caption.startswith(
         "1 benchmark of suite s in its own scale."

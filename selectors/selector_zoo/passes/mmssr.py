@@ -60,7 +60,7 @@ class MmssrConfig:
     dtype: str = "auto"
     """`float32`, `bfloat16`, or what config.json says (`auto`; 16 bits as bfloat16)."""
     zeros: str = field(default="all", metadata=OMIT_DEFAULT)
-    """Which scores of 0 are lessons: `all`, or `some`, no more of a sample than it has others, one at least."""
+    """Which scores of 0 are lessons: `all`, or `some`, no more of a sample than it has others, if it has any."""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -104,7 +104,7 @@ class MmssrPass(FeaturePass):
     """Asks a scorer, a styler, or a model that is both."""
 
     name = "mmssr"
-    version = 1
+    version = 2
     Config = MmssrConfig
     asks = 300.0  # fourteen questions and one about styles, what they share counted once, and the answers
     tokens_at_once = 16384
@@ -262,12 +262,14 @@ def known_scores(record: Record, row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def taught(record: Record, scores: Mapping[str, int]) -> list[str]:
-    """Capabilities that are lessons where not all zeros are: the others, and as many zeros by a hash, or one.
+    """Capabilities that are lessons where not all zeros are: the others, and as many zeros by a hash.
 
-    Most scores are 0, and a small model that is taught them all learns to say nothing else.
+    Most scores are 0, and a small model that is taught them all learns to say nothing else. A sample that is worth
+    nothing keeps all of its zeros: they are how a model can learn what such samples look like.
     """
     zeros = sorted((c for c in scores if not scores[c]), key=lambda c: seed64("zeros", record.uid, c))
-    left_out = zeros[max(1, len(scores) - len(zeros)) :]
+    others = len(scores) - len(zeros)
+    left_out = zeros[others:] if others else []
     return [capability for capability in scores if capability not in left_out]
 
 
