@@ -7,6 +7,7 @@ a recipe live in `harness.types.TrainSpec`, those of a selector in its Config.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -157,6 +158,9 @@ class RunSchema:
     """Name of the sweep in the store; derived from its cells where empty."""
     report: str = ""
     """Folder of the report; `STORE/reports/NAME` where empty."""
+    titles: Any = None  # of a typed mapping Hydra lets no command line set a key
+    """What tables and figures call methods: `{deita: Deita}` by a selector's name, where the sweep has it with one
+    set of settings, or by a method as tables name it otherwise."""
     mode: str = "cached"
     """`cached` does what is missing, `retry` only what failed, `force` all again, `read_only` nothing."""
     dry_run: bool = False
@@ -181,6 +185,7 @@ class RunSettings:
     threads: int
     shard: int
     pass_processes: int = 1
+    titles: Mapping[str, str] = field(default_factory=dict)
     tracking: Tracking = field(default_factory=Tracking)
 
 
@@ -246,8 +251,15 @@ def settings_of(cfg: DictConfig) -> RunSettings:
         threads=cfg.executor.threads,
         shard=cfg.executor.shard,
         pass_processes=cfg.executor.pass_processes,
+        titles=_titles(cfg.titles),
         tracking=Tracking(**tracking),
     )
+
+
+def _titles(given: Any) -> dict[str, str]:
+    if given is not None and not isinstance(given, Mapping):
+        raise HarnessError(f"titles={given} is no mapping: write titles={{deita: Deita, mmssr: mmSSR}}.")
+    return {str(method): str(title) for method, title in (given or {}).items()}
 
 
 def cell_of(cfg: DictConfig) -> Cell:

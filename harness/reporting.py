@@ -13,7 +13,7 @@ from harness.store import Store
 from reports.build import ReportMeta, build_report, summarise_report
 from reports.cost import device
 from reports.cost_table import cost_table
-from reports.main_table import TableOptions, main_table
+from reports.main_table import main_table
 from reports.published_report import published_report
 from reports.records import Records, read_sweep
 from reports.render import Format, render
@@ -48,6 +48,7 @@ def _meta(records: Records) -> ReportMeta:
         title=records.name,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         provenance={"code": revision, **package_versions(), "command": records.command},
+        titles=records.titles,
         uncertain=records.uncertain,
         leaky=records.leaky,
     )
@@ -56,8 +57,8 @@ def _meta(records: Records) -> ReportMeta:
 def show_table(store: Store, name: str, console: Console) -> None:
     """Print the paper-style table of a sweep."""
     records = read_sweep(store, name)
-    options = TableOptions(uncertain=records.uncertain, leaky=records.leaky)
-    print_table(main_table(records.scores, records.suite, options), console)
+    table = main_table(records.scores, records.suite, _meta(records).table_options)
+    print_table(table, console)
 
 
 def show_cost(store: Store, name: str, console: Console) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from harness.cell_command import cell_command
 from harness.cells import Cell, with_baselines
 from harness.config import RunSettings
-from harness.errors import HarnessError
+from harness.errors import HarnessError, unknown_name
 from harness.estimate import Estimate, Where, estimate, total
 from harness.executors import LocalExecutor, local_slots, visible_gpus
 from harness.history import read_history
@@ -97,9 +97,31 @@ def sweep_json(sweep: Sweep) -> dict[str, Any]:
     return {
         "name": sweep.name,
         "command": sweep.command,
+        "titles": printed_titles([c.cell for c in sweep.plan.cells], sweep.settings.titles),
         "suites": list(suites.values()),
         "cells": [_cell_json(sweep, c) for c in sweep.plan.cells],
     }
+
+
+def printed_titles(cells: Sequence[Cell], titles: Mapping[str, str]) -> dict[str, str]:
+    """Titles by method, of titles by method or by selector.
+
+    Raises HarnessError for a title that several methods would have, or none has.
+    """
+    methods = {cell.method: cell.selector.name for cell in cells}
+    found = {m: titles.get(m, titles.get(name, "")) for m, name in methods.items()}
+    by_title: dict[str, list[str]] = {}
+    for method, title in found.items():
+        by_title.setdefault((title or method).casefold(), []).append(method)
+    for named in by_title.values():
+        if len(named) > 1:
+            raise HarnessError(
+                f"titles: {' and '.join(named)} would have the same title in tables: give each one of its own."
+            )
+    for name in titles:
+        if name not in methods and name not in methods.values():
+            raise unknown_name("titles: method", name, sorted({*methods, *methods.values()}))
+    return {method: title for method, title in found.items() if title}
 
 
 def _cell_json(sweep: Sweep, planned: CellPlan) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.benchmarks import Benchmark, Suite
@@ -25,6 +25,8 @@ class Records:
     scores: tuple[ScoreRow, ...]
     cells: tuple[CellRow, ...]
     command: str
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """What methods are called in print; those without a title as they are."""
     uncertain: tuple[str, ...] = ()
     """Methods of which the selection's card says that something is not published."""
     leaky: tuple[str, ...] = ()
@@ -53,6 +55,7 @@ def read_sweep(store: Store, name: str) -> Records:
         scores=tuple(scores),
         cells=tuple(cells),
         command=sweep.get("command", ""),
+        titles=sweep.get("titles", {}),
         uncertain=_saying(store, sweep["cells"], "uncertain"),
         leaky=_saying(store, sweep["cells"], "leakage"),
     )

@@ -6,12 +6,14 @@ conversations score higher. The best are kept first, each unless its embedding i
 kept before. The paper words that filter as a distance; the released code drops what is more similar than 0.9, and
 so does this. The code returns too few where nearly everything is alike; here the best of what it dropped fill up.
 How the released text scorers were fed samples with pictures is not published: here they read the text, and the
-embedding is the state of the backbone at the end of the conversation, picture included.
+embedding is the state of the backbone at the end of the conversation, picture included. Instead of a text scorer a
+LLaVA-OneVision can be the judge; it is asked about the question or answer and sees the picture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -22,10 +24,16 @@ from harness.errors import HarnessError
 from harness.types import OMIT_DEFAULT, Json
 from selector_zoo.blocks import blocks
 from selector_zoo.diversity import cosine_quantiles, diverse
-from selector_zoo.prompts import OFFICIAL, load_pack, text_digest
+from selector_zoo.passes.deita import is_onevision
+from selector_zoo.prompts import OFFICIAL, OWN, load_pack, text_digest
 
 MINIWORLD: Final = "miniworld"
 """The prompt pack that miniworld's scorers were trained on."""
+RELEASED: Final = "hkust-nlp/deita-"
+"""How the released scorers are named."""
+TEXT: Final = "text"
+MULTIMODAL: Final = "multimodal"
+"""Kinds of scorers: one that reads, and a judge that sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +41,18 @@ class DeitaConfig:
     """Which scorers, how their grades make a score, and how alike two samples may be."""
 
     prompts: str = "miniworld"
-    """What scorers are told: `miniworld`, the pack of miniworld's own, or a prompt pack's YAML file with the
-    templates `complexity` and `quality`; for `embedder=text` also `conversation` and perhaps `system`."""
+    """What scorers are told: `miniworld`, the pack of miniworld's own, `own`, ours for a judge, or a prompt pack's
+    YAML file with the templates `complexity` and `quality`; for `embedder=text` also `conversation` and perhaps
+    `system`."""
     complexity: str = "miniworld:deita_complexity"
     """The scorer of questions: miniworld's, a folder, or a hub id pinned as
-    `hkust-nlp/deita-complexity-scorer@COMMIT`."""
+    `hkust-nlp/deita-complexity-scorer@COMMIT`; or a judge, which sees pictures: `mid` (the backbone before SFT),
+    `warm`, or any LLaVA-OneVision."""
     quality: str = "miniworld:deita_quality"
     """The scorer of answers: miniworld's, a folder, or a hub id pinned as
-    `hkust-nlp/deita-quality-scorer@COMMIT`."""
+    `hkust-nlp/deita-quality-scorer@COMMIT`; or a judge, as for `complexity`."""
+    judge_views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
+    """How much of a picture a judge sees: the tiles of training, or a `single` base view (cheaper)."""
     grade: str = "product"
     """What a turn counts: `product` of both grades, `complexity` or `quality` alone."""
     turns: str = "sum"
@@ -56,7 +68,7 @@ class DeitaConfig:
     embedding_length: int = field(default=12000, metadata=OMIT_DEFAULT)
     """Tokens it reads with `mm`, image included; longer samples lose text from the right."""
     max_length: int = 2048
-    """Tokens of a text prompt; longer ones lose the end of their text."""
+    """Tokens of a prompt, those of pictures not counted; longer ones lose the end of their text."""
     tie: str = "hash"
     """Equal scores by seeded uid hash, or by `index`."""
 
@@ -95,15 +107,7 @@ class Deita(Selector):
         config = self.config
         self._check_words()
         pack = load_pack(config.prompts)
-        grades = [
-            PassRef(
-                name="deita",
-                model=getattr(config, part),
-                config={"part": part, "template": pack.template(part), "max_length": config.max_length},
-                alias=part,
-            )
-            for part in config.graded
-        ]
+        grades = [self._grading(part, pack.template(part)) for part in config.graded]
         if config.embedder == "mm":
             seen: dict[str, Json] = {
                 "hidden": "post_norm",
@@ -116,6 +120,16 @@ class Deita(Selector):
             asked: dict[str, Json] = {"part": "embedding", "max_length": config.max_length, **words}
             embedding = PassRef(name="deita", model=config.embedding_model, config=asked)
         return (*grades, replace(embedding, alias="embedding"))
+
+    def _grading(self, part: str, template: str) -> PassRef:
+        config = self.config
+        asked: dict[str, Json] = {
+            "part": part,
+            "template": template,
+            "max_length": config.max_length,
+            "views": config.judge_views,
+        }
+        return PassRef(name="deita", model=getattr(config, part), config=asked, alias=part)
 
     def score(self, pool: Pool, features: Features) -> Scores:
         """Grades times grades, over turns; NaN where a grade or the embedding is missing."""
@@ -155,17 +169,43 @@ class Deita(Selector):
         return Selection(positions=filled.astype(np.int32), card=card)
 
     def _check_words(self) -> None:
-        config = self.config
-        own = {getattr(config, part).startswith("miniworld:") for part in config.graded}
-        if own != {config.prompts == MINIWORLD}:
+        if not all(self._understands(getattr(self.config, part)) for part in self.config.graded):
             raise HarnessError(
                 "deita: scorers only understand the words they were trained on: set prompts to the YAML file of "
-                "their prompt pack; 'sievebench published prompts deita' fetches the published one."
+                "their prompt pack; 'sievebench published prompts deita' fetches the published one. prompts=own "
+                "is for judges: set complexity and quality to mid, warm or another LLaVA-OneVision."
             )
 
+    def _understands(self, model: str) -> bool:
+        """Whether a scorer may know the words it is asked in; a judge was trained on none and takes any."""
+        kind, words = kind_of(model), str(self.config.prompts)
+        if kind == MULTIMODAL:
+            return True
+        if model.startswith(f"{MINIWORLD}:"):
+            return words == MINIWORLD
+        # A scorer of unknown kind may be a judge.
+        return words not in ((MINIWORLD, OWN) if kind == TEXT else (MINIWORLD,))
+
     def _prompts(self) -> dict[str, Json]:
-        """Digests of the scorers' templates, and whether they are the published words."""
+        """Digests of the scorers' templates, whether they are the published words, and the kind of scorer."""
+        parts = self.config.graded
         pack = load_pack(self.config.prompts)
-        digests = {part: text_digest(pack.template(part)) for part in self.config.graded}
+        digests = {part: text_digest(pack.template(part)) for part in parts}
         official = all(OFFICIAL["deita"][part] == digest for part, digest in digests.items())
-        return {"words": "official" if official else "own", **digests}
+        kinds = dict.fromkeys(kind_of(getattr(self.config, part)) for part in parts)
+        judge: dict[str, Json] = {"judge": ", ".join(kinds)} if all(kinds) else {}
+        return {"words": "official" if official else "own", **judge, **digests}
+
+
+def kind_of(model: str) -> str:
+    """Whether a scorer is `text` or `multimodal`, by its name or folder; "" where only a download would tell."""
+    if model in ("mid", "warm"):
+        return MULTIMODAL
+    if model.startswith(f"{MINIWORLD}:"):
+        return TEXT if model.startswith(f"{MINIWORLD}:deita_") else MULTIMODAL
+    if model.startswith(RELEASED):
+        return TEXT
+    folder = Path(model.partition("@")[0]).expanduser()
+    if not (folder / "config.json").is_file():
+        return ""
+    return MULTIMODAL if is_onevision(folder) else TEXT

@@ -9,6 +9,7 @@ asked their scorer for, and the order they served them in; the order here is tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -55,7 +56,7 @@ class MmssrConfig:
     zeros: str = field(default="all", metadata=OMIT_DEFAULT)
     """Which scores of 0 it is taught: `all`, as the authors do as far as is known, or `some`, no more of a sample
     than it has others, if it has any: of labels that are mostly 0 a small model learns nothing else."""
-    teaching: dict[str, float] = field(default_factory=dict, metadata=OMIT_DEFAULT)
+    teaching: Any = field(default=None, metadata=OMIT_DEFAULT)  # of a typed mapping Hydra lets nobody set a key
     """Numbers of the recipe in which its training differs from the cell's, as `{global_batch: 8, epochs: 2}`."""
     prompts: str = "own"
     """What they are asked: a prompt pack's YAML file, or `own`, the pack that models trained here know."""
@@ -90,6 +91,7 @@ class MmssrConfig:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise HarnessError(f"mmssr: {name}={getattr(self, name)} is none of {', '.join(values)}.")
+        object.__setattr__(self, "teaching", _numbers(self.teaching))
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
                 raise unknown_name("mmssr: capability", capability, CAPABILITIES)
@@ -100,6 +102,17 @@ class MmssrConfig:
     def served(self) -> tuple[str, ...]:
         """The capabilities in order."""
         return self.capabilities or CAPABILITIES
+
+
+def _numbers(given: Any) -> dict[str, float] | None:
+    """A mapping of names to numbers as it was given; None for an empty one."""
+    if not given:
+        return None
+    if not isinstance(given, Mapping) or any(type(v) not in (int, float) for v in given.values()):
+        raise HarnessError(
+            f"mmssr: teaching={given} is no mapping to numbers: write teaching={{global_batch: 8, epochs: 2}}."
+        )
+    return dict(given)
 
 
 class Mmssr(Selector):
@@ -164,9 +177,7 @@ class Mmssr(Selector):
 
     def _lessons(self) -> Lessons:
         config = self.config
-        # Settings are read as floats; a whole number of a recipe, as its batch, is one.
-        recipe: dict[str, Json] = {k: int(v) if float(v).is_integer() else v for k, v in config.teaching.items()}
-        return Lessons(labels=config.labels, limit=config.lessons, recipe=recipe)
+        return Lessons(labels=config.labels, limit=config.lessons, recipe=dict(config.teaching or {}))
 
     def _check_words(self) -> None:
         config = self.config

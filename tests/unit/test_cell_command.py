@@ -87,6 +87,7 @@ def again(cell: Cell, store: Path) -> Cell:
         ["backbone=tiny", "backbone.path=WEIGHTS/tiny_b"],
         ["backbone=base", "backbone.name=my-own", "backbone.path=WEIGHTS/tiny", "backbone.revision=v1"],
         ["selector=coincide", "selector.layers=[1,2]"],
+        ["selector=mmssr_mini", "selector.teaching={global_batch: 8, learning_rate: 3e-3}", "selector.zeros=some"],
         ["selector=mine", "selector.words=['null','1',a b]", "selector.phrase='say \"no\"\\\\'"],
     ],
     ids=" ".join,
@@ -133,6 +134,26 @@ def test_cells_that_no_table_could_tell_apart_are_refused(other: list[str], sett
 def test_cells_that_differ_in_what_a_table_shows_are_not_refused(folder: Path) -> None:
     jobs = [["seed=1"], ["budget=20%"], ["backbone=tiny_b"], ["selector=length"], ["recipe.pack_tokens=7"]]
     assert len(planned(folder / "st", [], *jobs).plan.cells) == 5
+
+
+def test_methods_have_titles_of_their_own(folder: Path) -> None:
+    jobs = [["selector=deita_mini"], ["selector=coincide"], ["selector=coincide", "selector.clusters=3"]]
+
+    def titled(titles: str) -> dict[str, str]:
+        sweep = planned(folder / "st", ["name=titled", f"titles={titles}"], *jobs)
+        found: dict[str, str] = sweep.store.sweep("titled")["titles"]
+        return found
+
+    assert titled("{}") == {}
+    named = titled(r"{deita: Deita, coincide: COINCIDE, coincide\(clusters\=3\): 'COINCIDE, 3 clusters'}")
+    deita, coincide, three = "deita(threshold=0.97)", "coincide", "coincide(clusters=3)"
+    assert named == {deita: "Deita", coincide: "COINCIDE", three: "COINCIDE, 3 clusters"}
+    with pytest.raises(HarnessError, match=r"coincide and coincide\(clusters=3\) would have the same title"):
+        titled("{coincide: COINCIDE}")
+    with pytest.raises(HarnessError, match=r"random and coincide would have the same title"):
+        titled(r"{coincide: Random, coincide\(clusters\=3\): other}")
+    with pytest.raises(HarnessError, match=r"titles: method 'mmsr'"):
+        titled("{mmsr: mmSSR}")
 
 
 def test_status_counts_every_stage_whatever_its_label(folder: Path) -> None:

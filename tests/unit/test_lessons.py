@@ -228,7 +228,7 @@ def test_lessons_may_have_a_recipe_of_their_own(cell: Cell, labels: Path) -> Non
         plan = make_plan([replace(cell, selector=spec)])
         return next(s for s in plan.stages.values() if s.label == "scores/tiny/train").params["recipe"]
 
-    changed = recipe(teaching={"global_batch": 8.0, "learning_rate": 0.5})
+    changed = recipe(teaching={"global_batch": 8, "learning_rate": 0.5})
     assert changed == recipe() | {"global_batch": 8, "learning_rate": 0.5}
     assert recipe(teaching={}) == recipe()
     with pytest.raises(HarnessError, match="Did you mean 'epochs'"):

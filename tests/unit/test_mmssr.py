@@ -248,6 +248,8 @@ def test_every_source_its_own_bucket(tmp_path: Path) -> None:
         ({"bucket_by": "source"}, "style_source, style"),
         ({"capabilities": ["logical deductions"]}, "Did you mean 'logical deduction'"),
         ({"capabilities": [A, A]}, "name each once"),
+        ({"teaching": {"epochs": "two"}}, "no mapping to numbers"),
+        ({"teaching": [4]}, "no mapping to numbers"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], hint: str) -> None:

@@ -156,7 +156,7 @@ def test_every_published_pack_has_an_origin() -> None:
 
 def test_our_own_pack_is_whole_and_not_the_published_one() -> None:
     own = load_pack("own")
-    assert set(own.templates) == {"score", "styles", "label"}
+    assert set(own.templates) == {"score", "styles", "label", "complexity", "quality"}
     assert own.official == ""
     for text in (own.template("styles"), own.template("label").replace("\n", " ")):
         assert all(style in text for style in STYLES)

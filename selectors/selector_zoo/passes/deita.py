@@ -1,17 +1,20 @@
-"""The deita pass: what text scorers say of every turn, or one text embedding of every conversation.
+"""The deita pass: what scorers say of every turn, or one text embedding of every conversation.
 
 Deita (Liu et al. 2024, arXiv 2312.15685): a scorer of Llama type is asked for a grade and read before it answers,
 as the mean of the digits 1 to 6 under the softmax of their logits. Prompts are data and stand in the configuration
-as the texts they are (`selector_zoo.prompts`). Pictures are not seen.
+as the texts they are (`selector_zoo.prompts`). A text scorer sees no pictures; a LLaVA-OneVision in its place is
+a judge that is asked in its own chat layout and does (`deita_judge`).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +22,18 @@ import numpy.typing as npt
 from harness.api import FeaturePass, Pool
 from harness.errors import HarnessError
 from harness.pool import IMAGE_TOKEN
+from harness.types import OMIT_DEFAULT
+from llava_train.tiles import VIEWS
 from selector_zoo.prompts import fill
+
+if TYPE_CHECKING:
+    from selector_zoo.passes.deita_judge import Judge
+    from selector_zoo.passes.deita_model import Reader
 
 Columns = dict[str, npt.NDArray[Any]]
 Turn = tuple[str, str]
+Place = tuple[int, int]
+"""Where a prompt belongs: row of the shard, and turn of the sample."""
 PARTS = ("complexity", "quality", "embedding")
 FLOAT16_MAX = 65504.0
 
@@ -39,11 +50,16 @@ class DeitaConfig:
     system: str = ""
     """For an embedding: what stands before the turns."""
     max_length: int = 2048
-    """Tokens of a prompt. A longer one loses the end of its text; what follows the text in the template stays."""
+    """Tokens of a prompt, those of pictures not counted. A longer one loses the end of its text; what follows the
+    text in the template stays."""
+    views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
+    """How much of a picture a judge sees: the tiles its configuration says (`checkpoint`), or its `single` base
+    view."""
 
     def __post_init__(self) -> None:
-        if self.part not in PARTS:
-            raise HarnessError(f"deita: part={self.part} is none of {', '.join(PARTS)}.")
+        for name, values in (("part", PARTS), ("views", VIEWS)):
+            if getattr(self, name) not in values:
+                raise HarnessError(f"deita: {name}={getattr(self, name)} is none of {', '.join(values)}.")
         slots = ["{instruction}"] if self.part == "complexity" else ["{instruction}", "{output}"]
         missing = [slot for slot in slots if slot not in self.template]
         if missing:
@@ -51,37 +67,49 @@ class DeitaConfig:
 
 
 class DeitaPass(FeaturePass):
-    """Runs a causal language model over questions, answers or conversations."""
+    """Runs a causal language model, or as a judge a LLaVA-OneVision, over questions, answers or conversations."""
 
     name = "deita"
     version = 1
     Config = DeitaConfig
     tokens_at_once = 16384
-    """Tokens of one batch, padding included; changes nothing but speed and memory."""
+    """Tokens of one batch of texts, padding included; changes nothing but speed and memory."""
+    _reader: Reader
+    _judge: Judge | None = None
 
     def open(self) -> None:
         """Load the model and its tokenizer.
 
         Raises HarnessError where its tokenizer does not write the digits 1 to 6 as a token each.
         """
-        from selector_zoo.passes.deita_model import Reader
-
+        folder, device = self.context.model_path, self.context.device
         grades = self.config.part != "embedding"
-        self._reader = Reader.load(self.context.model_path, self.context.device, grades=grades)
+        if grades and is_onevision(Path(folder)):
+            from selector_zoo.passes.deita_judge import Judge
+
+            self._judge = Judge.load(Path(folder), device, self.config.views)
+        else:
+            from selector_zoo.passes.deita_model import Reader
+
+            self._reader = Reader.load(folder, device, grades=grades)
 
     def run(self, pool: Pool, start: int, stop: int) -> tuple[Columns, list[str]]:
         """Columns for positions [start, stop).
 
         Grades: `turns`, float32 from 1 to 6 of shape (n, turns of the pool's longest conversation), NaN where a
-        sample has fewer. An embedding: `hidden`, float16 (n, d), the state after the last norm at the last token.
+        sample has fewer, or a judge cannot see its pictures. An embedding: `hidden`, float16 (n, d), the state
+        after the last norm at the last token.
         """
         prompts = {
             (row, turn): prompt
             for row in range(stop - start)
             for turn, prompt in enumerate(self._prompts(turns_of(pool, start + row)))
         }
-        read = self._read(prompts)
-        reasons = ["not_finite" if self._lost(read[row]) else "" for row in range(stop - start)]
+        if self._judge:
+            read, failed = self._judge(pool, start, prompts, self.config.max_length)
+        else:
+            read, failed = self._read(prompts), {}
+        reasons = [failed.get(row) or self._complaint(read[row]) for row in range(stop - start)]
         if self.config.part == "embedding":
             hidden = np.stack([np.asarray(read[row][0]) for row in range(stop - start)])
             lost = ~np.isfinite(hidden).all(axis=1)
@@ -103,7 +131,7 @@ class DeitaPass(FeaturePass):
         tail = len(template) - template.index("}", last) - 1
         return [Prompt(text=fill(template, instruction=q, output=a), tail=tail) for q, a in turns]
 
-    def _read(self, prompts: dict[tuple[int, int], Prompt]) -> dict[int, list[Any]]:
+    def _read(self, prompts: dict[Place, Prompt]) -> dict[int, list[Any]]:
         """What the model says to each prompt, by row in the order of turns; the longest prompts go first."""
         places = list(prompts)
         ids = self._reader.encode([prompts[p] for p in places], self.config.max_length)
@@ -119,8 +147,8 @@ class DeitaPass(FeaturePass):
         return rows
 
     @staticmethod
-    def _lost(said: list[Any]) -> bool:
-        return not all(np.isfinite(one).all() for one in said)
+    def _complaint(said: list[Any]) -> str:
+        return "" if all(np.isfinite(one).all() for one in said) else "not_finite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +157,12 @@ class Prompt:
 
     text: str
     tail: int
+
+
+def is_onevision(folder: Path) -> bool:
+    """Whether a model folder is that of a LLaVA-OneVision, which sees pictures."""
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return bool(described.get("model_type") == "llava_onevision")
 
 
 def turns_of(pool: Pool, position: int) -> list[Turn]:
