@@ -18,10 +18,6 @@ import numpy.typing as npt
 from harness.api import FeaturePass, Pool
 from harness.errors import HarnessError
 from harness.types import TrainSpec
-from llava_train.pool_index import PoolIndex
-from selector_zoo.passes.forward import DECODERS, ahead, build, packs, stored_dtype
-from selector_zoo.passes.forward_samples import read_samples
-from selector_zoo.passes.square_view import SquareIndex
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -48,8 +44,19 @@ class ActivationsConfig:
             raise HarnessError(f"activations: max_length={self.max_length} must be at least 1.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Positions [start, stop) of a pool on their way to a model."""
+
+    pool: Pool
+    start: int
+    stop: int
+    config: ActivationsConfig
+    limits: TrainSpec
+
+
 class ActivationsPass(FeaturePass):
-    """Runs the lower part of a LLaVA-OneVision over every sample, in packs and therefore without padding."""
+    """Runs the lower part of a LLaVA-OneVision, or of a LLaVA such as TinyLLaVA, over every sample."""
 
     name = "activations"
     version = 1
@@ -58,12 +65,10 @@ class ActivationsPass(FeaturePass):
     """`pack_tokens` and `pack_tiles` of one forward; they change nothing but speed and memory."""
 
     def open(self) -> None:
-        """Load the model up to the last block that is read, its tokenizer and its image geometry."""
-        from selector_zoo.passes.activations_model import ActivationReader
+        """Load the model up to the last block that is read, its tokenizer and how it sees images."""
+        from selector_zoo.passes.activations_llava import load_reader
 
-        folder = Path(self.context.model_path)
-        dtype = stored_dtype(folder) if self.config.dtype == "auto" else self.config.dtype
-        self._reader = ActivationReader.load(folder, dtype, self.context.device, tuple(self.config.layers))
+        self._reader = load_reader(Path(self.context.model_path), self.config, self.context.device)
 
     def run(self, pool: Pool, start: int, stop: int) -> tuple[Columns, list[str]]:
         """Columns for positions [start, stop).
@@ -72,26 +77,17 @@ class ActivationsPass(FeaturePass):
         length one, or shorter where a sample has no image (zeros) or its text was cut away. `n_image` and
         `n_text` (int32): how many tokens were averaged.
         """
-        kind = SquareIndex if self.config.view == "square" else PoolIndex
-        index = kind(
-            pool=pool,
-            tokenizer=self._reader.tokenizer,
-            geometry=self._reader.geometry,
-            max_length=self.config.max_length,
-        )
-        samples, reasons = read_samples(index, start, stop)
-        columns = self._empty(stop - start)
-        workers = 1 if self.context.device == "cpu" else DECODERS
-        batches = packs(samples, self.limits)
-        for items, failed in ahead(lambda rows: build(index, samples, rows), batches, workers):
-            reasons |= failed
-            for row, read in zip(items, self._reader(list(items.values())), strict=True):
-                if not np.isfinite(read.feature).all():
-                    reasons[row] = "not_finite"
-                    continue
+        shard = Shard(pool=pool, start=start, stop=stop, config=self.config, limits=self.limits)
+        columns, reasons = self._empty(stop - start), [""] * (stop - start)
+        for row, read in self._reader.rows(shard):
+            if isinstance(read, str):
+                reasons[row] = read
+            elif not np.isfinite(read.feature).all():
+                reasons[row] = "not_finite"
+            else:
                 columns["feature"][row] = read.feature
                 columns["n_image"][row], columns["n_text"][row] = read.n_image, read.n_text
-        return columns, [reasons.get(row, "") for row in range(stop - start)]
+        return columns, reasons
 
     def _empty(self, n: int) -> Columns:
         """Columns in which nothing has been measured."""

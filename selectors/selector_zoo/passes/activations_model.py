@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,12 @@ from harness.errors import HarnessError
 from llava_train.chat import Ids, Mask, Specials, specials
 from llava_train.model import PackedModel, load_backbone
 from llava_train.packs import Item, Pack, collate
+from llava_train.pool_index import PoolIndex
 from llava_train.tiles import Geometry, blank
+from selector_zoo.passes.activations import Shard
+from selector_zoo.passes.forward import DECODERS, ahead, build, packs
+from selector_zoo.passes.forward_samples import read_samples
+from selector_zoo.passes.square_view import SquareIndex
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -33,9 +39,20 @@ class Activations:
     n_text: int
 
 
+class Reader(Protocol):
+    """A model that says what its attention writes for samples."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in a feature."""
+
+    def rows(self, shard: Shard) -> Iterator[tuple[int, Activations | str]]:
+        """Each row of a shard, from 0, once and in any order: what was read, or why nothing was."""
+
+
 @dataclass(slots=True, kw_only=True)
 class ActivationReader:
-    """A model cut off above the last block that is read."""
+    """A LLaVA-OneVision cut off above the last block that is read; it takes packs, without padding."""
 
     packed: PackedModel
     tokenizer: Any
@@ -52,12 +69,7 @@ class ActivationReader:
         from transformers import AutoTokenizer
 
         model = load_backbone(folder, dtype).eval()
-        decoder = model.model.language_model
-        depth = len(decoder.layers)
-        layers = tuple(sorted(set(layers or spread_layers(depth))))
-        if layers[0] < 0 or layers[-1] >= depth:
-            raise HarnessError(f"activations: layers={list(layers)} of a model with {depth}: they count from 0.")
-        decoder.layers = decoder.layers[: layers[-1] + 1]
+        layers = cut_off(model.model.language_model, layers)
         return cls(
             packed=PackedModel(model.to(device)),
             tokenizer=AutoTokenizer.from_pretrained(folder),
@@ -71,6 +83,21 @@ class ActivationReader:
         """Numbers in a feature."""
         return 2 * len(self.layers) * int(self.packed.model.config.text_config.hidden_size)
 
+    def rows(self, shard: Shard) -> Iterator[tuple[int, Activations | str]]:
+        """Each row of a shard, from 0, once: what was read, or why nothing was."""
+        kind = SquareIndex if shard.config.view == "square" else PoolIndex
+        index = kind(
+            pool=shard.pool, tokenizer=self.tokenizer, geometry=self.geometry, max_length=shard.config.max_length
+        )
+        samples, reasons = read_samples(index, shard.start, shard.stop)
+        yield from reasons.items()
+        workers = decoders(self.device)
+        for items, failed in ahead(
+            lambda rows: build(index, samples, rows), packs(samples, shard.limits), workers
+        ):
+            yield from failed.items()
+            yield from zip(items, self(list(items.values())), strict=True)
+
     def __call__(self, items: Sequence[Item]) -> list[Activations]:
         """Read samples in one packed forward, or in several where memory runs out."""
         return in_halves(self._read, items)
@@ -80,22 +107,47 @@ class ActivationReader:
         marks = specials(self.tokenizer)
         pack = collate(items, marks.image, blank(self.geometry)).to(self.device)
         written = torch.split(self._written(pack), [len(item.ids) for item in items], dim=1)
-        return [_averaged(states, item, marks) for states, item in zip(written, items, strict=True)]
+        masks = [spans(item.ids, marks, has_image=len(item.images) > 0) for item in items]
+        return [averaged(states, *mask) for states, mask in zip(written, masks, strict=True)]
 
     def _written(self, pack: Pack) -> Tensor:
         """What the attention of each layer adds for each token, (layers, T, d)."""
-        caught: list[Tensor] = []
-        decoder = self.packed.model.model.language_model
-        hooks = [
-            decoder.layers[i].self_attn.o_proj.register_forward_hook(lambda _, __, out: caught.append(out[0]))
-            for i in self.layers
-        ]
-        try:
+        with listening(self.packed.model.model.language_model, self.layers) as caught:
             self.packed.model.model(pack)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return torch.stack(caught)
+        return torch.stack(caught)[:, 0]
+
+
+def decoders(device: torch.device) -> int:
+    """Threads that decode images: one where the model needs the cores itself."""
+    return 1 if device.type == "cpu" else DECODERS
+
+
+def cut_off(decoder: Any, layers: tuple[int, ...]) -> tuple[int, ...]:
+    """Take off a decoder's blocks above the last that is read; the blocks read, five where none are named.
+
+    Raises HarnessError for blocks the decoder does not have.
+    """
+    depth = len(decoder.layers)
+    layers = tuple(sorted(set(layers or spread_layers(depth))))
+    if layers[0] < 0 or layers[-1] >= depth:
+        raise HarnessError(f"activations: layers={list(layers)} of a model with {depth}: they count from 0.")
+    decoder.layers = decoder.layers[: layers[-1] + 1]
+    return layers
+
+
+@contextlib.contextmanager
+def listening(decoder: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Collect what the attention of some blocks adds for each token of a forward, (rows, tokens, d) a block."""
+    caught: list[Tensor] = []
+    hooks = [
+        decoder.layers[i].self_attn.o_proj.register_forward_hook(lambda _, __, out: caught.append(out))
+        for i in layers
+    ]
+    try:
+        yield caught
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def spread_layers(depth: int) -> list[int]:
@@ -111,13 +163,11 @@ def spans(ids: Ids, marks: Specials, *, has_image: bool) -> tuple[Mask, Mask]:
     return image, text
 
 
-def _averaged(states: Tensor, item: Item, marks: Specials) -> Activations:
-    """The feature of one sample from its states (layers, tokens, d)."""
-    masks = spans(item.ids, marks, has_image=len(item.images) > 0)
-    halves = torch.stack([_half(states, torch.from_numpy(mask).to(states.device)) for mask in masks])
+def averaged(states: Tensor, image: Mask, text: Mask) -> Activations:
+    """The feature of one sample from its states (layers, tokens, d) and which tokens are image and text."""
+    halves = torch.stack([_half(states, torch.from_numpy(mask).to(states.device)) for mask in (image, text)])
     feature = halves.flatten() / (2 * len(states)) ** 0.5
-    n_image, n_text = (int(mask.sum()) for mask in masks)
-    return Activations(feature=feature.half().cpu().numpy(), n_image=n_image, n_text=n_text)
+    return Activations(feature=feature.half().cpu().numpy(), n_image=int(image.sum()), n_text=int(text.sum()))
 
 
 def _half(states: Tensor, mask: Tensor) -> Tensor:
