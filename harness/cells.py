@@ -71,8 +71,15 @@ class Cell:
     @property
     def method(self) -> str:
         """The selector with those of its settings that are not the default, as tables name it."""
-        inner = ",".join(f"{k}={v}" for k, v in self.changed.items())
+        inner = ",".join(f"{k}={_shown(v)}" for k, v in self.changed.items())
         return f"{self.selector.name}({inner})" if inner else self.selector.name
+
+
+def _shown(value: Json) -> str:
+    """A setting as tables name it: mappings as YAML and command lines write them."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
+    return str(value)
 
 
 def cell_key(cell: Cell) -> str:
