@@ -11,8 +11,8 @@ leaves out pairs of cosine above 0.9, and counts a member's kernel with itself i
 none of that. Ours in either: k-means (the released one gives equal centroids under some versions of faiss),
 and a budget that is filled exactly, by going through the clusters again for what rounding left. Uncertain:
 the reference model and the number of clusters behind row "COINCIDE" of arXiv 2503.13383. The default is the
-backbone before SFT where the paper has TinyLLaVA-2.0B, and as many samples a cluster as the release has on
-665,000.
+backbone before SFT where the paper has TinyLLaVA-2.0B (which `model` takes too, once it is
+converted to transformers' format), and as many samples a cluster as the release has on 665,000.
 """
 
 from __future__ import annotations
