@@ -125,7 +125,8 @@ class FeaturePass(ABC):
     version: ClassVar[int]
     Config: ClassVar[type]
     identity: ClassVar[str] = "weights"
-    """What of the model decides the columns: `weights`, `processor` (tokenizer and geometry) or `none`."""
+    """What of the model decides the columns: `weights` (with its tokenizer and processor), `processor` alone
+    (tokenizer and geometry), or `none`."""
     work: ClassVar[float] = 2.0
     """Operations per weight and token, for estimates before anything has run: 2 a forward, 6 with a backward."""
     asks: ClassVar[float] = 0.0

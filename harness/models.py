@@ -25,12 +25,13 @@ PROCESSOR = (
 def backbone(name: str, path: str, revision: str = "") -> Backbone:
     """A backbone's identity.
 
-    A folder is identified by its files. A hub id must name its revision (a commit), so that a result says which
-    weights it came from. Raises HarnessError for a missing folder or an unpinned hub id.
+    A folder is identified by its files, tokenizer and processor among them: they decide what the weights read. A
+    hub id must name its revision (a commit), so that a result says which weights it came from. Raises HarnessError
+    for a missing folder or an unpinned hub id.
     """
     folder = model_folder(name, path, revision)
-    weights = revision or _digest_of(str(folder), WEIGHTS)
-    return Backbone(name=name, path=str(folder), revision=weights, processor=_digest_of(str(folder), PROCESSOR))
+    whole = revision or _digest_of(str(folder), WEIGHTS + PROCESSOR)
+    return Backbone(name=name, path=str(folder), revision=whole, processor=_digest_of(str(folder), PROCESSOR))
 
 
 def model_folder(name: str, path: str, revision: str = "") -> Path:

@@ -209,6 +209,8 @@ def _optimizers(module: Any, learning_rate: float) -> list[Any]:
     """Muon for the weight matrices of the layers, AdamW for all other parameters."""
     import torch
 
+    from harness.miniworld.muon import Muon
+
     matrices: list[Any] = []
     others: list[Any] = []
     for name, parameter in module.named_parameters():
@@ -216,8 +218,8 @@ def _optimizers(module: Any, learning_rate: float) -> list[Any]:
             continue
         inner = parameter.ndim == 2 and "embed" not in name and not name.startswith("heads")
         (matrices if inner else others).append(parameter)
-    made = [
-        torch.optim.Muon(matrices, lr=10 * learning_rate, weight_decay=0.01),
+    made: list[torch.optim.Optimizer] = [
+        Muon(matrices, lr=10 * learning_rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
     for optimizer in made:

@@ -16,6 +16,7 @@ from harness.errors import HarnessError
 from harness.miniworld import ensure_pool, truth_file, weights_dir
 from harness.miniworld.architecture import PINPOINTS, build_processor, build_untrained
 from harness.miniworld.midstage import draw_batch, draw_tagged
+from harness.miniworld.muon import Muon
 from harness.miniworld.regions import FIGURES, INKS, NONE, SLOTS, THINGS, tags
 from harness.miniworld.scenes import Chart, Item, Shapes
 from harness.miniworld.tokenizer import build_tokenizer, text
@@ -179,3 +180,23 @@ def test_the_shipped_clip_tells_off_topic_samples(tmp_path: Path) -> None:
     sound, off = cosine[(defects == "") & ~np.isnan(cosine)], cosine[defects == "off_topic"]
     assert mannwhitneyu(sound, off).statistic / (len(sound) * len(off)) > 0.9
     assert (weights_dir("clip") / "model.safetensors").stat().st_size <= 8 * 2**20
+
+
+@pytest.mark.parametrize("shape", [(24, 48), (48, 24)])
+def test_muon_is_torchs_but_for_the_rounding(shape: tuple[int, int]) -> None:
+    """torch.optim.Muon computes directions in bfloat16; several matrices of a shape move as each alone."""
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for _ in range(3)]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    steps = (Muon(ours, 0.02, weight_decay=0.01), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.01))
+    for _ in range(5):
+        begun = [p.detach().clone() for p in theirs]
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(shape, generator=generator)
+            other.grad = mine.grad.clone()
+        for optimizer in steps:
+            optimizer.step()
+        for mine, other, before in zip(ours, theirs, begun, strict=True):
+            moved = (other - before).norm()
+            assert (mine - other).norm() < 0.05 * moved
+            mine.data.copy_(other.data)
