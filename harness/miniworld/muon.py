@@ -29,8 +29,8 @@ class Muon(Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Move every matrix that has a gradient."""
+    def step(self, closure: Any = None) -> Any:
+        """Move every matrix that has a gradient; `closure` is not called."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
@@ -58,7 +58,8 @@ class Muon(Optimizer):
 def orthogonal(matrices: Tensor) -> Tensor:
     """Matrices with the same singular vectors and singular values near one, (n, rows, columns)."""
     if matrices.shape[1] > matrices.shape[2]:
-        return orthogonal(matrices.mT).mT
+        turned: Tensor = orthogonal(matrices.mT).mT
+        return turned
     a, b, c = COEFFICIENTS
     found = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
