@@ -61,7 +61,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
         turned: Tensor = orthogonal(matrices.mT).mT
         return turned
     a, b, c = COEFFICIENTS
-    found = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    found: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
         gram = found @ found.mT
         found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
