@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from harness.registry import feature_pass
 from harness.store import Store, stage_json
+from harness.types import Stage
 from harness.worker import Job
 
 PRELOAD: Mapping[str, tuple[str, ...]] = {
@@ -37,6 +39,9 @@ FLAVOUR: Mapping[str, str] = {
 """The fork server each stage kind runs in."""
 
 
+ON_DEVICE = ("features", "score", "train", "evaluate")
+"""Stage kinds that compute on a GPU where there is one; what draws, cuts and compares is work for processors."""
+
 QUIET: Mapping[str, str] = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -58,8 +63,8 @@ class Ended:
 class Executor(Protocol):
     """Runs jobs somewhere; results are read from the store, never from the executor."""
 
-    def free(self) -> bool:
-        """Whether another job can be submitted now."""
+    def free(self, job: Job) -> bool:
+        """Whether this job can be submitted now."""
 
     def submit(self, job: Job) -> None:
         """Start a job."""
@@ -140,7 +145,11 @@ def quiet_environment(threads: int, device: str) -> dict[str, str]:
 
 @dataclass(slots=True)
 class LocalExecutor:
-    """Jobs on this machine: `slots` at a time, each with a fixed number of threads (and one GPU, if any)."""
+    """Jobs on this machine, each with a fixed number of threads.
+
+    Those that use a device run one on each GPU, all others `slots` at a time, beside them; without GPUs all share
+    the slots.
+    """
 
     store: Store
     slots: int
@@ -160,17 +169,20 @@ class LocalExecutor:
         for kind in kinds:
             self._server(FLAVOUR[kind])
 
-    def free(self) -> bool:
-        return len(self._running) < (len(self.gpus) or self.slots)
+    def free(self, job: Job) -> bool:
+        on_gpus = sum(gpu is not None for _, _, gpu in self._running.values())
+        if self._takes_gpu(job):
+            return on_gpus < len(self.gpus)
+        return len(self._running) - on_gpus < self.slots
 
     def submit(self, job: Job) -> None:
         flavour = FLAVOUR[job.stages[0].kind]
-        gpu = self._free_gpu() if self.gpus else None
+        gpu = self._free_gpu() if self._takes_gpu(job) else None
         self._count += 1
         job_id = f"{self._count}"
         env = dict(job.env)
-        if gpu is not None:
-            env["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        if self.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else str(gpu)
         directory = self.store.at(job.stages[0])
         directory.path.mkdir(parents=True, exist_ok=True)
         request = {
@@ -182,7 +194,7 @@ class LocalExecutor:
                 "name": job.name,
                 "stages": [stage_json(s) for s in job.stages],
                 "threads": self.threads,
-                "device": self.device,
+                "device": "cpu" if gpu is None else "cuda",
                 "gpus": 1 if gpu is not None else 0,
                 "env": {},
             },
@@ -216,6 +228,9 @@ class LocalExecutor:
             self._servers[flavour] = _Server.start(flavour, env, log)
         return self._servers[flavour]
 
+    def _takes_gpu(self, job: Job) -> bool:
+        return bool(self.gpus) and any(_on_device(stage) for stage in job.stages)
+
     def _free_gpu(self) -> int:
         used = {gpu for _, _, gpu in self._running.values()}
         return next(g for g in self.gpus if g not in used)
@@ -236,6 +251,13 @@ class LocalExecutor:
             if owner == flavour:
                 del self._running[job_id]
                 self._ended.append(Ended(job=job, exit=-signal.SIGKILL))
+
+
+def _on_device(stage: Stage) -> bool:
+    """Whether a stage computes on a GPU; a pass that needs no weights has nothing to put there."""
+    if stage.kind == "features" and "pass" in stage.params:
+        return bool(feature_pass(str(stage.params["pass"])).cls.identity == "weights")
+    return stage.kind in ON_DEVICE
 
 
 def local_slots(threads: int) -> int:

@@ -134,8 +134,8 @@ class Scheduler:
         if not self._waiting:
             return
         for job in self._ready_jobs():
-            if not self.executor.free():
-                return
+            if not self.executor.free(job):
+                continue  # a job of another kind may find room
             keys = {stage_key(s) for s in job.stages}
             self._waiting -= keys
             self._running |= keys

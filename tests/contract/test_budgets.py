@@ -127,7 +127,7 @@ class Here:
     over: deque[Ended] = field(default_factory=deque)
     kinds: Counter[str] = field(default_factory=Counter)
 
-    def free(self) -> bool:
+    def free(self, job: Job) -> bool:
         return not self.over
 
     def submit(self, job: Job) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from harness.pool import Pool
 from harness.registry import register_file, selector_spec
 from harness.schedule import Mode, RunResult, Scheduler
 from harness.store import Store, stage_json
-from harness.types import SelectorSpec, Stage
+from harness.types import Json, SelectorSpec, Stage
 from harness.worker import Job
 from tests.support import write_pool
 
@@ -295,3 +296,65 @@ executor.poll(60)
 def plan_of(plan: Plan, stage: Stage) -> Plan:
     plan.add(stage)
     return plan
+
+
+class Recorder:
+    """Takes the place of a fork server: keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+
+def job(kind: str, **params: Json) -> Job:
+    return Job(name=kind, stages=(Stage(kind=kind, version=1, params={"of": kind, **params}, label=kind),))
+
+
+def test_gpus_go_to_what_computes_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One job a GPU, and beside them what needs none, in slots; who has no GPU sees none."""
+    server = Recorder()
+    monkeypatch.setattr(LocalExecutor, "_server", lambda *_: server)
+    executor = LocalExecutor(Store(tmp_path).create(), slots=2, gpus=[4, 7])
+    wanted = [
+        job("train"),
+        job("select"),
+        job("features", **{"pass": "clip"}),
+        job("features", **{"pass": "tokens"}),
+    ]
+    for one in wanted:
+        assert executor.free(one)
+        executor.submit(one)
+    given = [(m["env"]["CUDA_VISIBLE_DEVICES"], m["job"]["device"], m["job"]["gpus"]) for m in server.sent]
+    assert given == [("4", "cuda", 1), ("", "cpu", 0), ("7", "cuda", 1), ("", "cpu", 0)]
+    assert [executor.free(job(kind)) for kind in ("evaluate", "score", "lessons", "judge")] == [False] * 4
+
+
+def test_without_gpus_all_share_the_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Recorder()
+    monkeypatch.setattr(LocalExecutor, "_server", lambda *_: server)
+    executor = LocalExecutor(Store(tmp_path).create(), slots=2)
+    for one in (job("train"), job("select")):
+        assert executor.free(one)
+        executor.submit(one)
+    assert not executor.free(job("select"))
+    assert all("CUDA_VISIBLE_DEVICES" not in m["env"] and m["job"]["device"] == "cpu" for m in server.sent)
+
+
+def test_a_full_executor_still_takes_what_fits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that finds no room does not keep others from theirs."""
+    plan = Plan()
+    keys = [plan.add(bench.stage("work", name)) for name in ("barred", "other")]
+    room = LocalExecutor.free
+    monkeypatch.setattr(LocalExecutor, "free", lambda self, job: job.name != "barred" and room(self, job))
+    executor = LocalExecutor(bench.store, slots=1)
+    scheduler = Scheduler(plan=plan, store=bench.store, executor=executor, watcher=bench.watcher)
+    scheduler._look()
+    try:
+        scheduler._start_ready()
+        assert bench.watcher.log == [("start", "other")]
+        assert scheduler._waiting == {keys[0]}
+    finally:
+        executor.cancel()
+        executor.close()
