@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import pytest
 import torch
 from selector_zoo.e5v import E5v, E5vSelectorConfig, nearness, prompt_pack
 from selector_zoo.kmeans import spherical_kmeans
-from selector_zoo.passes.e5v import E5vConfig, E5vPass
+from selector_zoo.passes.e5v import SENTENCE, E5vConfig, E5vPass
+from selector_zoo.passes.e5v_model import load_embedder
 from selector_zoo.shares import largest_remainder
 
 from harness.api import PassContext, Pool
@@ -217,6 +219,24 @@ def test_a_base_view_of_the_stock_onevision(pool: Pool, opened: Open) -> None:
         state = stock.model(**inputs, pixel_values=tile, image_sizes=sizes, batch_num_images=alone)
     wanted = torch.nn.functional.normalize(state.last_hidden_state[0, -1], dim=-1).numpy()
     np.testing.assert_allclose(feature._embedder.images([picture], prompt)[0], wanted, atol=1e-5)
+
+
+RELEASED = os.environ.get("SIEVEBENCH_E5V")
+
+
+@pytest.mark.skipif(not RELEASED, reason="set SIEVEBENCH_E5V to the folder of royokong/e5-v")
+def test_the_released_model_knows_a_flower_from_a_temple(tmp_path: Path) -> None:
+    """The check for right padding and for image tokens that do not fit: each picture is nearest its own words."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    said = {"china.jpg": "A Chinese temple by the water.", "flower.jpg": "A pink flower in close-up."}
+    embedder = load_embedder(Path(str(RELEASED)), "auto", "cuda" if torch.cuda.is_available() else "cpu")
+    words = prompt_pack("e5v")
+    texts = embedder.texts([words.template("text").replace(SENTENCE, text) for text in said.values()])
+    pictures = [Image.fromarray(load_sample_image(name)) for name in said]
+    likeness = embedder.images(pictures, words.template("image")) @ texts.T
+    assert likeness.argmax(axis=0).tolist() == likeness.argmax(axis=1).tolist() == [0, 1]
 
 
 def test_placeholders_in_texts_are_not_images(tmp_path: Path, opened: Open) -> None:

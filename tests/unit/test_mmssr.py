@@ -193,6 +193,17 @@ def test_equals_a_plain_reading_of_the_released_code(tmp_path: Path) -> None:
     assert differs
 
 
+@pytest.mark.parametrize("n", [1, 13, 14, 31, 100])
+def test_a_pass_gives_no_capability_more_than_its_share(n: int, tmp_path: Path) -> None:
+    """Where all have candidates enough, each takes its share, and the first what is left over, one each."""
+    pool = pool_of(tmp_path / "pool", [f"src{i % 3}" for i in range(120)])
+    rng = np.random.default_rng(n)
+    scores = {c: rng.integers(1, 6, 120).astype(float).tolist() for c in CAPABILITIES}
+    chosen = select(make(), pool, columns(scores, [[MC, SH][i % 2] for i in range(120)]), n)
+    share, left = divmod(n, len(CAPABILITIES))
+    assert list(chosen.card["by_capability"].values()) == [share + (i < left) for i in range(len(CAPABILITIES))]
+
+
 @pytest.mark.parametrize("n", [1, 9, 30, 60])
 def test_nothing_below_the_threshold_but_to_fill_up(n: int, tmp_path: Path) -> None:
     """And whoever has no candidate takes none."""
