@@ -15,6 +15,7 @@ from harness.executors import LocalExecutor, local_slots, visible_gpus
 from harness.history import read_history
 from harness.keys import digest, plain
 from harness.plan import CellPlan, Plan, make_plan
+from harness.registry import loadable_selectors
 from harness.schedule import RunResult, Scheduler, Watcher
 from harness.store import Store
 from harness.types import Stage
@@ -106,7 +107,8 @@ def sweep_json(sweep: Sweep) -> dict[str, Any]:
 def printed_titles(cells: Sequence[Cell], titles: Mapping[str, str]) -> dict[str, str]:
     """Titles by method, of titles by method or by selector.
 
-    Raises HarnessError for a title that several methods would have, or none has.
+    Selectors that the sweep does not have may have one, too. Raises HarnessError for a title that several methods
+    would have, and for a name that is neither a method here nor a selector anywhere.
     """
     methods = {cell.method: cell.selector.name for cell in cells}
     found = {m: titles.get(m, titles.get(name, "")) for m, name in methods.items()}
@@ -118,9 +120,10 @@ def printed_titles(cells: Sequence[Cell], titles: Mapping[str, str]) -> dict[str
             raise HarnessError(
                 f"titles: {' and '.join(named)} would have the same title in tables: give each one of its own."
             )
+    known = {*methods, *methods.values(), *loadable_selectors()}
     for name in titles:
-        if name not in methods and name not in methods.values():
-            raise unknown_name("titles: method", name, sorted({*methods, *methods.values()}))
+        if name not in known:
+            raise unknown_name("titles: method", name, sorted(known))
     return {method: title for method, title in found.items() if title}
 
 

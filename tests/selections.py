@@ -42,7 +42,8 @@ def planned(store: Path, settings: Sequence[str], rows: Mapping[str, Sequence[st
 
 def _jobs(given: list[str], rows: Mapping[str, Sequence[str]]) -> list[DictConfig]:
     with initialize_config_module("harness.conf", version_base="1.3"):
-        params = compose("config", given, return_hydra_config=True).hydra.sweeper.params
+        swept = [setting for setting in given if not setting.startswith("selector.")]  # those are of the rows
+        params = compose("config", swept, return_hydra_config=True).hydra.sweeper.params
         return [
             compose("config", [*given, f"selector={row}", f"budget={budget}", *rows.get(row, [])])
             for row in params.selector.split(",")

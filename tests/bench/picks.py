@@ -2,7 +2,8 @@
 
     python -m tests.bench.picks --store runs/demo_mmssr --out docs/img [--budget 30%] [--make SETTING=VALUE ...]
 
-Needs the select stages of `sweep=demo_mmssr` alone, and makes them with `--make`. Of every selector (seed 0)
+Needs the select stages of `sweep=demo_mmssr` alone, and makes them with `--make`, which takes settings: for
+example `name=paper hydra.sweeper.params.selector=mmssr_mini selector.variant=paper`. Of every selector (seed 0)
 it draws the samples it would keep first and those it rates lowest into `picks_NAME.png`, prints a table, and ends
 with one JSON object of the same figures:
 
@@ -210,12 +211,13 @@ def show(rows: Sequence[Shares]) -> None:
     Console(width=150).print(table)
 
 
-def make(store: Path, settings: Sequence[str]) -> None:
-    """Carry out all selections of the sweep, on two cores, but no training after them."""
+def make(store: Path, settings: Sequence[str]) -> str:
+    """Carry out all selections of the sweep, on two cores, but no training after them; returns its name."""
     sweep = planned(store, settings)
     result = carry_out(sweep, part_of(sweep, [c.select for c in sweep.plan.cells]), slots=2)
     if result.failures:
         raise SystemExit("\n".join(failures(result)))
+    return sweep.name
 
 
 def main() -> None:
@@ -225,9 +227,8 @@ def main() -> None:
     parser.add_argument("--budget", default="30%", help="of the sheets; the table has all")
     parser.add_argument("--make", nargs="*", metavar="SETTING=VALUE", help="carry out the selections first")
     args = parser.parse_args()
-    if args.make is not None:
-        make(args.store, args.make)
-    picks = read_picks(Store(args.store), SWEEP)
+    name = SWEEP if args.make is None else make(args.store, args.make)
+    picks = read_picks(Store(args.store), name)
     truth = Truth.of(picks[0].pool)
     args.out.mkdir(parents=True, exist_ok=True)
     for picked in picks:
