@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,9 @@ pytestmark = pytest.mark.e2e
 ROWS = ["random", "ppl_mid", "ppl_si", "deita", "clip_score", "e5v", "coincide", "icons", "mmssr"]
 N = 300
 SMALL = [f"pool.miniworld={N}", "suite.only=[mini_short]", "evaluation.limit=8"]
-SMALLER = {"mmssr_mini": ["selector.lessons=12"]}
-"""What of a row's own settings would take long, for this test alone."""
+TEACHING = ["selector.teaching.global_batch=4", "selector.teaching.learning_rate=1e-3"]
+SMALLER = {"mmssr_mini": ["selector.lessons=12", "selector.zeros=all", *TEACHING]}
+"""What of a row's own settings would take long, or teaches nothing in so few steps, for this test alone."""
 FILLED_UP = ("deita", "mmssr")
 """Rows whose budget may not fill by itself: a filter of copies, and a scorer that was taught next to nothing."""
 TRAINED = "deita"
@@ -60,7 +62,11 @@ def test_the_sweep_has_the_nine_rows_of_the_table(ran: Ran) -> None:
 def test_the_command_of_a_cell_has_its_settings(ran: Ran) -> None:
     commands = {c["label"]: c["command"] for c in ran.sweep.store.sweep("demo_mmssr")["cells"]}
     (label,) = (c for c in commands if c.startswith("mmssr") and "/5%/" in c)
-    assert "selector=mmssr selector.lessons=12 selector.scorer=trained backbone=tiny" in commands[label]
+    given = shlex.split(commands[label])
+    settings = ["selector.lessons=12", "selector.prompts=miniworld", "selector.scorer=trained"]
+    assert [a for a in given if a.startswith("selector.")][:3] == settings
+    (teaching,) = (a for a in given if a.startswith("selector.teaching="))
+    assert teaching.replace(" ", "") == "selector.teaching={global_batch:4,learning_rate:0.001}"
 
 
 def test_every_selection_has_a_card_and_exactly_its_budget(ran: Ran) -> None:
