@@ -18,7 +18,7 @@ def weights_dir(name: str) -> Path:
 
     Raises HarnessError for a name nothing is shipped under.
     """
-    names = sorted(p.name for p in WEIGHTS_ROOT.iterdir()) if WEIGHTS_ROOT.is_dir() else []
+    names = sorted(p.parent.name for p in WEIGHTS_ROOT.glob("*/config.json"))
     if name not in names:
         raise unknown_name("miniworld model", name, names)
     return WEIGHTS_ROOT / name

@@ -1,9 +1,16 @@
-"""A byte-level BPE tokenizer learnt from miniworld's own text, with the special tokens of Qwen."""
+"""A byte-level BPE tokenizer learnt from miniworld's own text, with the special tokens of Qwen.
+
+It is shipped, since weights only fit the one they were trained with: miniworld's text may change, its tokens may
+not. `python -m harness.miniworld.tokenizer FILE` learns one from the present text, for which all models are to be
+made anew.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -12,12 +19,14 @@ from harness.miniworld.scenes import DRAW
 from llava_train.chat import END, IMAGE, START, SYSTEM
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 PAD: Final = "<|endoftext|>"
 VIDEO: Final = "<video>"
 SPECIAL: Final = (PAD, START, END, IMAGE, VIDEO)
 VOCABULARY: Final = 2000
+SHIPPED: Final = Path(__file__).parent / "weights" / "tokenizer" / "tokenizer.json"
 
 _PIECES: Final = r"\p{L}+|\p{N}|\s|[^\s\p{L}\p{N}]"
 """Words, single digits, single blanks, single signs. A blank is a piece of its own, so a word is the same token
@@ -48,9 +57,24 @@ def words() -> tuple[str, ...]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer; the same text gives the same tokenizer."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    """The shipped tokenizer."""
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_file(str(SHIPPED)),
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[START, IMAGE, VIDEO],
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+        padding_side="right",
+    )
+
+
+def learn_tokenizer() -> Tokenizer:
+    """Learn a tokenizer from miniworld's text; the same text gives the same one."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -67,12 +91,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator(text(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=END,
-        pad_token=PAD,
-        additional_special_tokens=[START, IMAGE, VIDEO],
-        clean_up_tokenization_spaces=False,
-        model_max_length=2048,
-        padding_side="right",
-    )
+    return bpe
+
+
+if __name__ == "__main__":
+    learn_tokenizer().save(sys.argv[1])
