@@ -255,7 +255,7 @@ class LocalExecutor:
 
 def _on_device(stage: Stage) -> bool:
     """Whether a stage computes on a GPU; a pass that needs no weights has nothing to put there."""
-    if stage.kind == "features" and "pass" in stage.params:
+    if stage.kind == "features":
         return bool(feature_pass(str(stage.params["pass"])).cls.identity == "weights")
     return stage.kind in ON_DEVICE
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from harness.pool import Pool
+from harness.pool import Pool, open_pool
 from harness.pool_import import import_llava_json
 from harness.pool_write import PoolWriter
 
@@ -33,6 +33,18 @@ def raw_record(i: int) -> dict[str, object]:
         turns += [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}]
     record: dict[str, object] = {"id": f"s{i}", "conversations": turns, "data_source": SOURCES[i % 3]}
     return record if text_only else record | {"image": f"{i}.png"}
+
+
+def pool_of_files(root: Path, n: int = 8) -> tuple[Pool, Path]:
+    """A pool of n small records whose pictures are files of their own, and the folder of these, to be damaged."""
+    images = root / "images"
+    images.mkdir()
+    for i in range(n):
+        (images / f"{i}.png").write_bytes(png(i))
+    with PoolWriter(root / "pool", "files", image_root=images) as writer:
+        for i in range(n):
+            assert writer.add(raw_record(i), lambda key: (images / key).read_bytes())
+    return open_pool(root / "pool"), images
 
 
 def write_pool(path: Path, n: int = 40, *, order: list[int] | None = None) -> Pool:

@@ -36,7 +36,7 @@ def start(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
 def run(*arguments: str, expect: int = 0, cwd: Path = ROOT) -> str:
     """A run to its end; returns what it printed."""
     process = start(*arguments, cwd=cwd)
-    output, _ = process.communicate(timeout=1100)
+    output, _ = process.communicate(timeout=580)
     assert process.returncode == expect, output
     return output
 

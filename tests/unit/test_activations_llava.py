@@ -22,11 +22,11 @@ from harness.api import PassContext
 from harness.conformance_world import World
 from harness.errors import HarnessError
 from harness.models import backbone
-from harness.pool import Pool, open_pool
+from harness.pool import Pool
 from harness.pool_write import PoolWriter
 from harness.registry import selector_spec
 from harness.types import TrainSpec
-from tests.support import png, raw_record
+from tests.support import png, pool_of_files, raw_record
 from tests.unit import train_support  # noqa: F401 - one thread, no hub
 
 WIDTH, TAKEN = 32, 16
@@ -351,14 +351,7 @@ def test_text_is_cut_and_images_are_not(pool: Pool, built: Build) -> None:
 
 
 def test_failures_have_reasons_and_shift_nothing(tmp_path: Path, built: Build) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for i in range(8):
-        (images / f"{i}.png").write_bytes(png(i))
-    with PoolWriter(tmp_path / "pool", "files", image_root=images) as writer:
-        for i in range(8):
-            assert writer.add(raw_record(i), lambda key: (images / key).read_bytes())
-    pool = open_pool(tmp_path / "pool")
+    pool, images = pool_of_files(tmp_path)
     feature = opened(built())
     before, _ = feature.run(pool, 0, pool.n)
     (images / "2.png").write_bytes(b"no picture")

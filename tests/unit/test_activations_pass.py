@@ -19,13 +19,13 @@ from selector_zoo.passes.square_view import SquareIndex
 
 from harness.api import PassContext
 from harness.errors import HarnessError
-from harness.pool import Pool, open_pool
+from harness.pool import Pool
 from harness.pool_write import PoolWriter
 from harness.types import TrainSpec
 from llava_train.chat import specials
 from llava_train.pool_index import PoolIndex
 from llava_train.tiles import square
-from tests.support import png, raw_record
+from tests.support import png, pool_of_files, raw_record
 from tests.unit.train_support import backbone, geometry, tokenizer
 
 N = 20
@@ -190,14 +190,7 @@ def test_text_that_was_cut_away_leaves_zeros(pool: Pool) -> None:
 
 
 def test_failures_have_reasons_and_shift_nothing(tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for i in range(8):
-        (images / f"{i}.png").write_bytes(png(i))
-    with PoolWriter(tmp_path / "pool", "files", image_root=images) as writer:
-        for i in range(8):
-            assert writer.add(raw_record(i), lambda key: (images / key).read_bytes())
-    pool = open_pool(tmp_path / "pool")
+    pool, images = pool_of_files(tmp_path)
     feature = opened()
     before, _ = feature.run(pool, 0, 8)
     (images / "2.png").write_bytes(b"no picture")

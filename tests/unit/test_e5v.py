@@ -23,11 +23,10 @@ from selector_zoo.shares import largest_remainder
 from harness.api import PassContext, Pool
 from harness.errors import HarnessError
 from harness.keys import mix64
-from harness.pool import open_pool
 from harness.pool_write import PoolWriter
 from harness.registry import configured
 from tests.models import build_llava_next
-from tests.support import png, raw_record, write_pool
+from tests.support import png, pool_of_files, raw_record, write_pool
 from tests.unit.train_support import backbone
 
 N = 12
@@ -274,14 +273,7 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_failures_have_reasons_and_shift_nothing(tmp_path: Path, opened: Open) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for i in range(8):
-        (images / f"{i}.png").write_bytes(png(i))
-    with PoolWriter(tmp_path / "pool", "files", image_root=images) as writer:
-        for i in range(8):
-            assert writer.add(raw_record(i), lambda key: (images / key).read_bytes())
-    pool = open_pool(tmp_path / "pool")
+    pool, images = pool_of_files(tmp_path)
     feature = opened("e5v_chatml", joint=True)
     before, _ = feature.run(pool, 0, 8)
     (images / "2.png").write_bytes(b"no picture")
