@@ -121,3 +121,16 @@ def mix64(values: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
+
+
+def seeded_order(values: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.int64]:
+    """Positions by the seeded hash of their values, equal ones by position: a stable argsort of `mix64`.
+
+    Sorts hashes whose low bits are replaced by the position, which is several times faster than sorting positions,
+    and then sorts anew what is all but sorted, so that the low bits count after all.
+    """
+    hashes = mix64(values, seed)
+    low = np.uint64((1 << len(hashes).bit_length()) - 1)
+    mixed = np.sort((hashes & ~low) | np.arange(len(hashes), dtype=np.uint64)) & low
+    order = mixed.astype(np.int64)
+    return order[np.argsort(hashes[order], kind="stable")]

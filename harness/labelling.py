@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from selector_zoo.passes.mmssr_questions import Spelling, flattened, without_images
 from selector_zoo.prompts import PromptPack, fill
 
 from harness.errors import HarnessError
-from harness.keys import digest, mix64
+from harness.keys import digest, seeded_order
 from harness.labelling_budget import Budget
 from harness.labelling_file import write_labels
 from harness.labelling_journal import Journal, Reply
@@ -254,7 +253,7 @@ def rejects_of(out: Path) -> Path:
 
 def drawn(pool: Pool, samples: int, seed: int) -> list[int]:
     """Positions of the samples to label, in a seeded order that does not depend on that of the pool."""
-    order = np.argsort(mix64(pool.column("uid_hash64"), seed), kind="stable")
+    order = seeded_order(pool.column("uid_hash64"), seed)
     return [int(i) for i in order[:samples]]
 
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError
-from harness.keys import mix64
+from harness.keys import seeded_order
 from harness.types import Json
 from selector_zoo.kmeans import Clusters, spherical_kmeans
 from selector_zoo.mmd import Kernel, density, greedy_order
@@ -117,7 +117,7 @@ class Coincide(Selector):
         """
         columns, c = features["activations"], self.config
         rows = columns["feature"]
-        order = np.argsort(mix64(pool.column("uid_hash64"), c.clustering_seed), kind="stable")
+        order = seeded_order(pool.column("uid_hash64"), c.clustering_seed)
         order = order[np.asarray(columns["n_text"])[order] >= 0]
         k = cluster_count(c, len(order))
         found = spherical_kmeans(rows, k, order, iterations=c.iterations, per_cluster=c.fit_per_cluster)

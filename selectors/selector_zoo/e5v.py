@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError
-from harness.keys import mix64
+from harness.keys import seeded_order
 from harness.types import OMIT_DEFAULT, Json
 from selector_zoo.bands import keep_band
 from selector_zoo.kmeans import Rows, spherical_kmeans
@@ -145,7 +145,7 @@ class E5v(Selector):
     def _clustered(self, pool: Pool, features: Features, k: int) -> Scores:
         c: E5vSelectorConfig = self.config
         columns = features["e5v"]
-        order = np.argsort(mix64(pool.column("uid_hash64"), c.clustering_seed), kind="stable")
+        order = seeded_order(pool.column("uid_hash64"), c.clustering_seed)
         order = order[~np.isnan(columns["cosine"])[order]]
         found = spherical_kmeans(columns["joint"], k, order, iterations=c.iterations)
         return {"cluster": found.labels, "nearness": nearness(columns["joint"], found.labels, found.centroids)}

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from harness.api import Features, Lessons, PassRef, Pool, Scores, Selection, Selector, ranked
 from harness.errors import HarnessError, unknown_name
-from harness.keys import file_digest, mix64
+from harness.keys import file_digest, seeded_order
 from harness.types import OMIT_DEFAULT, Json
 from selector_zoo.blocks import blocks
 from selector_zoo.mmssr_sampler import Rules, Sampler
@@ -201,7 +201,7 @@ class Mmssr(Selector):
         columns = [CAPABILITIES.index(c) for c in self.config.served]
         mean = np.empty(pool.n, dtype=np.float32)
         for rows in blocks(pool.n):
-            part = np.asarray(said[rows], dtype=np.float64)[:, columns]
+            part = _columns(said[rows], columns).astype(np.float64)
             known = np.isfinite(part)
             total = np.where(known, part, 0).sum(axis=1)
             count = known.sum(axis=1)
@@ -252,7 +252,7 @@ class Mmssr(Selector):
 
 def tie_order(pool: Pool, seed: int) -> npt.NDArray[np.int64]:
     """Positions in the seeded order that decides between equals."""
-    return np.argsort(mix64(pool.column("uid_hash64"), seed), kind="stable")
+    return seeded_order(pool.column("uid_hash64"), seed)
 
 
 def top_up(
@@ -276,7 +276,7 @@ def score_levels(
     """
     levels = np.empty((len(scores), len(columns)), dtype=np.uint8)
     for rows in blocks(len(scores)):
-        part = np.asarray(scores[rows])[:, columns]
+        part = _columns(scores[rows], columns)
         above = part > threshold  # NaN is above nothing
         with np.errstate(invalid="ignore"):
             whole = part.astype(np.uint8)
@@ -284,6 +284,12 @@ def score_levels(
             return _ranks(scores, columns, threshold)
         levels[rows] = np.where(above, whole + 1, 0)
     return levels
+
+
+def _columns(scores: npt.NDArray[Any], columns: list[int]) -> npt.NDArray[Any]:
+    """Some columns in some order; all of them as they are, which copies nothing."""
+    whole = np.asarray(scores)
+    return whole if columns == list(range(whole.shape[1])) else whole[:, columns]
 
 
 def _ranks(scores: npt.NDArray[Any], columns: list[int], threshold: float) -> npt.NDArray[np.uint32]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
 
 from harness.errors import HarnessError
 
@@ -80,7 +81,7 @@ class Queue:
     def sort(cls, level: npt.NDArray[Any], members: Memberships, left: npt.NDArray[np.int64]) -> Queue:
         """Sort the candidates, rows whose level is above 0, by bucket, group and level; `left` is filled in."""
         seen = level[members.row]
-        keep = np.flatnonzero(seen)
+        keep = np.flatnonzero(seen > 0)
         seen, group = seen[keep], members.group[keep]
         heights = int(seen.max(initial=0)) + 1
         kind = np.min_scalar_type(len(members.bucket) * heights)
@@ -184,6 +185,5 @@ class Sampler:
         place, row = np.nonzero(buckets >= 0)
         wanted = np.take(self._levels, rows, axis=0) > 0
         wanted[:, c] = False
-        gone, others = np.nonzero(wanted[row])
-        flat = others * self._left.shape[1] + buckets[place, row][gone]
-        self._left -= np.bincount(flat, minlength=self._left.size).reshape(self._left.shape)
+        named = (np.ones(len(row), dtype=np.int64), (buckets[place, row], row))
+        self._left -= (coo_array(named, shape=(self._left.shape[1], len(rows))) @ wanted).T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError
-from harness.keys import canonical, digest, mix64, plain, stage_key, uid_hash64
+from harness.keys import canonical, digest, mix64, plain, seeded_order, stage_key, uid_hash64
 from harness.types import NOT_IN_KEY, OMIT_DEFAULT, Budget, Stage, TrainSpec
 
 
@@ -125,6 +126,16 @@ def test_keys_are_stable_across_releases() -> None:
         7134611160154358618,
         7958955049054603978,
     ]
+
+
+@given(n=st.integers(0, 70), seed=st.integers(0, 2**64 - 1), kept=st.sampled_from((64, 61, 3, 1)))
+def test_a_seeded_order_is_a_stable_sort_of_the_hashes(n: int, seed: int, kept: int) -> None:
+    """Whatever the hashes: equal ones stay in place, and ones that differ in their low bits only are sorted."""
+    rng = np.random.default_rng(n)
+    hashes = rng.integers(0, 2**64, n, dtype=np.uint64) >> np.uint64(64 - kept)
+    with mock.patch("harness.keys.mix64", lambda values, seed: values):
+        np.testing.assert_array_equal(seeded_order(hashes, seed), np.argsort(hashes, kind="stable"))
+    np.testing.assert_array_equal(seeded_order(hashes, seed), np.argsort(mix64(hashes, seed), kind="stable"))
 
 
 def test_mix64_is_a_random_looking_order() -> None:
