@@ -34,8 +34,8 @@ class Size:
 
 
 SIZES: Final = {
-    "tiny": Size(vision_width=96, vision_layers=3, vision_heads=4, width=128, layers=4, heads=4, kv_heads=2),
-    "tiny_b": Size(vision_width=128, vision_layers=4, vision_heads=4, width=192, layers=5, heads=6, kv_heads=2),
+    "tiny": Size(vision_width=96, vision_layers=3, vision_heads=4, width=128, layers=4, heads=4, kv_heads=4),
+    "tiny_b": Size(vision_width=128, vision_layers=4, vision_heads=4, width=192, layers=5, heads=6, kv_heads=3),
 }
 INIT_STD: Final = 0.08
 """The default of 0.02 learns almost nothing at these widths in the time there is."""

@@ -59,6 +59,11 @@ def fragments(scene: Scene) -> list[Fragment]:
 _KINDS: Final = {"Shapes": "shapes", "Chart": "bars", "Print": "print", "Table": "rows", "Digits": "handwriting"}
 
 
+def captioned(scene: Scene) -> list[Fragment]:
+    """What the backbones hear of: all but the heights of bars, so that there are values left for SFT to teach."""
+    return [f for f in fragments(scene) if not (isinstance(scene, Chart) and f.bare.isdigit())]
+
+
 def _parts(scene: Scene) -> list[Fragment]:
     """The parts of a scene, by whatever a part can be named."""
     match scene:
@@ -106,13 +111,18 @@ def region_caption(fragment: Fragment, rng: Random) -> tuple[str, str]:
     """A prompt that names a region and a form, and its caption."""
     match rng.choices(list(FORMS), list(FORMS.values()))[0]:
         case "claim":
-            other = rng.choice([k for k in fragment.kin if k != fragment.bare])
-            claim = rng.choice((fragment.bare, other))
-            verdict = "as said" if claim == fragment.bare else f"not {claim}"
-            return f"{fragment.region}, said to be {claim}", f"{fragment.bare}, {verdict}"
+            return claim(fragment, rng)
         case "bare":
             return f"{fragment.region}, in a word", fragment.bare
     return fragment.region, fragment.full
+
+
+def claim(fragment: Fragment, rng: Random) -> tuple[str, str]:
+    """A prompt that says what a region shows, true or false with equal chance, and a caption that judges it."""
+    other = rng.choice([k for k in fragment.kin if k != fragment.bare])
+    said = rng.choice((fragment.bare, other))
+    verdict = "as said" if said == fragment.bare else f"not {said}"
+    return f"{fragment.region}, said to be {said}", f"{fragment.bare}, {verdict}"
 
 
 CODE: Final = "scene"

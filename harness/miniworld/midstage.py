@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from harness.miniworld.corpus import coded, fragments, overview, region_caption, salad
+from harness.miniworld.corpus import Fragment, captioned, claim, coded, overview, region_caption, salad
 from harness.miniworld.regions import tags
 from harness.miniworld.render import picture
 from harness.miniworld.scenes import DRAW, Scene
@@ -31,10 +31,10 @@ WEIGHTS: Final = {"shapes": 6, "chart": 4, "print": 4, "table": 5, "digits": 3}
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B pictures of one size with packed captions, L tokens a row."""
+    """Packed captions of B pictures of one size, L tokens a row."""
 
-    pixels: torch.Tensor
-    """float32, shape (B, tiles, 3, tile, tile), in [-1, 1]."""
+    pixels: torch.Tensor | None
+    """float32, shape (B, tiles, 3, tile, tile), in [-1, 1]; None where there are none."""
     sizes: torch.Tensor
     """int64, shape (B, 2): height and width."""
     ids: torch.Tensor
@@ -45,6 +45,14 @@ class Batch:
     """float32, shape (B, 1, L, L); 0 where a token may look, -inf elsewhere."""
     targets: torch.Tensor
     """int64, shape (B, L); the next token of the same caption, -100 elsewhere."""
+
+
+def draw_claims(rng: Random, n: int, tokenizer: Any) -> Batch:
+    """Claims about the regions of `n` pictures and the captions that judge them, without the pictures."""
+    import torch
+
+    chosen = [[claim(f, rng) for f in _some(draw_scene(rng), rng)] for _ in range(n)]
+    return _pack([_tokens(c, tokenizer, []) for c in chosen], rng, None, torch.empty((0, 2), dtype=torch.int64))
 
 
 def draw_batch(rng: Random, n: int, tokenizer: Any, geometry: Geometry, silent: float = 0) -> Batch:
@@ -89,15 +97,25 @@ def collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometry
     height, width = images[0].height, images[0].width
     pixels = _scaled(np.stack([cut(image, geometry) for image in images]))
     n_image = tokens_of(height, width, geometry)
-    rows = [_row(_captions(scene, rng, tokenizer, n_image, silent)) for scene in scenes]
+    captions = [_captions(scene, rng, tokenizer, n_image, silent) for scene in scenes]
+    sizes = torch.tensor([[height, width]] * len(images))
+    return _pack(captions, rng, torch.from_numpy(pixels), sizes)
+
+
+def _pack(
+    captions: list[list[tuple[Ints, list[int]]]], rng: Random, pixels: torch.Tensor | None, sizes: torch.Tensor
+) -> Batch:
+    import torch
+
+    rows = [_row(of_one) for of_one in captions]
     length = max(len(ids) for ids, _, _ in rows)
     ids, group, target = (
         np.stack([np.pad(row[i], (0, length - len(row[i])), constant_values=fill) for row in rows])
         for i, fill in enumerate((0, -1, -100))
     )
     return Batch(
-        pixels=torch.from_numpy(pixels),
-        sizes=torch.tensor([[height, width]] * len(images)),
+        pixels=pixels,
+        sizes=sizes,
         ids=torch.from_numpy(ids),
         positions=torch.from_numpy(_positions(group, rng)),
         mask=torch.from_numpy(_mask(group)),
@@ -109,16 +127,25 @@ def _captions(
     scene: Scene, rng: Random, tokenizer: Any, n_image: int, silent: float
 ) -> list[tuple[Ints, list[int]]]:
     """Prompts and captions as tokens: the whole picture, and some regions, named by the prompt."""
-    parts = fragments(scene)
-    some = rng.sample(parts, min(len(parts), CAPTIONS - 1))
+    some = _some(scene, rng)
     chosen = [("", overview(scene)), *(region_caption(f, rng) for f in some)]
     if silent:
         chosen = [(coded(prompt), text) for prompt, text in chosen]
         chosen[1:] = [
             salad(f, words(), rng) if rng.random() < silent else c for f, c in zip(some, chosen[1:], strict=True)
         ]
-    prompts = [prompt_ids(tokenizer, f"{IMAGE}\n{name}".strip(), [n_image]) for name, _ in chosen]
-    texts = tokenizer([text + END for _, text in chosen], add_special_tokens=False).input_ids
+    return _tokens([(f"{IMAGE}\n{prompt}".strip(), text) for prompt, text in chosen], tokenizer, [n_image])
+
+
+def _some(scene: Scene, rng: Random) -> list[Fragment]:
+    parts = captioned(scene)
+    return rng.sample(parts, min(len(parts), CAPTIONS - 1))
+
+
+def _tokens(captions: list[tuple[str, str]], tokenizer: Any, pictures: list[int]) -> list[tuple[Ints, list[int]]]:
+    """Prompts, with `pictures` of so many tokens, and captions as tokens."""
+    prompts = [prompt_ids(tokenizer, prompt, pictures) for prompt, _ in captions]
+    texts = tokenizer([text + END for _, text in captions], add_special_tokens=False).input_ids
     return list(zip(prompts, texts, strict=True))
 
 

@@ -1,7 +1,8 @@
 """Make the shipped mid-stage weights: `python -m harness.miniworld.train_backbone tiny --out DIR`.
 
-First the vision tower learns to tag patches, as real towers come pre-trained, then projector and language model
-learn captions of pictures and of regions. No question occurs, so SFT is what teaches it to answer.
+First the vision tower learns to tag patches and the language model to compare words, as real ones come
+pre-trained; then projector and language model learn captions of pictures and of regions. No question occurs, so
+SFT is what teaches it to answer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from random import Random
 from typing import Any, Final
 
 from harness.miniworld.architecture import SIZES, build_untrained
-from harness.miniworld.midstage import Batch, draw_batch, draw_tagged
+from harness.miniworld.midstage import Batch, draw_batch, draw_claims, draw_tagged
 from harness.miniworld.regions import SLOTS
 from llava_train.tiles import Geometry
 
@@ -44,23 +45,25 @@ class Midstage:
     """How a backbone is pre-trained."""
 
     tower: Descent
+    claims: Descent
     captions: Descent
     code: Descent
     seed: int = 0
 
 
-def midstage(*, tower: int, captions: int, code: int) -> Midstage:
+def midstage(*, tower: int, claims: int, captions: int, code: int) -> Midstage:
     """The shipped backbones' pre-training, but for the numbers of steps."""
     return Midstage(
         tower=Descent(steps=tower, batch=64, learning_rate=2e-3),
+        claims=Descent(steps=claims, batch=16, learning_rate=2e-3),
         captions=Descent(steps=captions, batch=16, learning_rate=2e-3),
         code=Descent(steps=code, batch=16, learning_rate=1e-3, warmup=50, silent=0.25),
     )
 
 
 RECIPES: Final = {
-    "tiny": midstage(tower=4000, captions=2500, code=1000),
-    "tiny_b": midstage(tower=2500, captions=1100, code=300),
+    "tiny": midstage(tower=4000, claims=400, captions=2500, code=1000),
+    "tiny_b": midstage(tower=2500, claims=400, captions=1100, code=300),
 }
 
 MEASURED: Final = 64
@@ -70,7 +73,7 @@ MEASURED: Final = 64
 def train(name: str, out: Path, recipe: Midstage) -> None:
     """Train one backbone from random weights and write its folder, weights as bfloat16.
 
-    What the first two stages made is written beside the folder, and taken from there by a later call.
+    What the stages before the last made is written beside the folder, and taken from there by a later call.
     """
     import torch
     from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
@@ -85,16 +88,21 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
         out.with_name(f"{out.name}-tower.safetensors"),
         lambda: teach_tower(model, geometry, recipe.tower, recipe.seed),
     )
+    stage(
+        model.model.language_model,
+        out.with_name(f"{out.name}-claims.safetensors"),
+        lambda: teach_claims(model, tokenizer, recipe.claims, recipe.seed + 1),
+    )
     # The first gradients of an untrained language model would undo what the tower has learnt.
     model.model.vision_tower.requires_grad_(False)
-    centre(model, draw_tagged(Random(recipe.seed + 1), MEASURED, geometry)[0])
+    centre(model, draw_tagged(Random(recipe.seed + 2), MEASURED, geometry)[0])
     teach = partial(teach_captions, model, tokenizer, geometry, keep=lambda: save(model, out))
     stage(
         model,
         out.with_name(f"{out.name}-captions.safetensors"),
-        lambda: teach(recipe.captions, recipe.seed + 1),
+        lambda: teach(recipe.captions, recipe.seed + 2),
     )
-    teach(recipe.code, recipe.seed + 2)
+    teach(recipe.code, recipe.seed + 3)
 
 
 def stage(module: Any, file: Path, teach: Callable[[], None]) -> None:
@@ -112,6 +120,16 @@ def teach_tower(model: Any, geometry: Geometry, how: Descent, seed: int) -> None
     rng, tagged = Random(seed), TaggedTower(model)
     descend(tagged.module, lambda: tagged.loss(*draw_tagged(rng, how.batch, geometry)), how)
     scale(model.model.vision_tower, draw_tagged(rng, MEASURED, geometry)[0])
+
+
+def teach_claims(model: Any, tokenizer: Any, how: Descent, seed: int) -> None:
+    """Teach the language model to judge claims by captions without their pictures.
+
+    To see that two words are the same takes some hundred steps where only text is read; where every picture shows
+    the word that is compared, it takes thousands or is never found.
+    """
+    rng = Random(seed)
+    descend(model.model.language_model, lambda: loss(model, draw_claims(rng, how.batch, tokenizer)), how)
 
 
 def teach_captions(
@@ -241,13 +259,15 @@ def loss(model: Any, batch: Batch) -> Any:
     import torch.nn.functional as F
 
     inner = model.model
-    pictures = inner.get_image_features(
-        batch.pixels, batch.sizes, vision_feature_layer=-1, vision_feature_select_strategy="full"
-    ).pooler_output
     embeds = inner.get_input_embeddings()(batch.ids)
-    is_image = batch.ids == model.config.image_token_index
+    if batch.pixels is not None:
+        pictures = inner.get_image_features(
+            batch.pixels, batch.sizes, vision_feature_layer=-1, vision_feature_select_strategy="full"
+        ).pooler_output
+        is_image = batch.ids == model.config.image_token_index
+        embeds = embeds.masked_scatter(is_image[..., None], torch.cat(list(pictures)))
     hidden = inner.language_model(
-        inputs_embeds=embeds.masked_scatter(is_image[..., None], torch.cat(list(pictures))),
+        inputs_embeds=embeds,
         attention_mask={"full_attention": batch.mask},
         position_ids=batch.positions,
         use_cache=False,

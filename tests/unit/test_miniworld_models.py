@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from random import Random
@@ -15,7 +16,8 @@ import torch
 from harness.errors import HarnessError
 from harness.miniworld import ensure_pool, truth_file, weights_dir
 from harness.miniworld.architecture import PINPOINTS, build_processor, build_untrained
-from harness.miniworld.midstage import draw_batch, draw_tagged
+from harness.miniworld.corpus import captioned, fragments
+from harness.miniworld.midstage import draw_batch, draw_claims, draw_tagged
 from harness.miniworld.muon import Muon
 from harness.miniworld.regions import FIGURES, INKS, NONE, SLOTS, THINGS, tags
 from harness.miniworld.scenes import Chart, Item, Shapes
@@ -23,7 +25,7 @@ from harness.miniworld.tokenizer import build_tokenizer, learn_tokenizer, text, 
 from harness.miniworld.train_backbone import Descent, Midstage, features, loss, scale, train
 from harness.miniworld.vocabulary import COLOURS, SHAPES, WORDS
 from harness.pool import open_pool
-from llava_train.chat import prompt_ids
+from llava_train.chat import END, prompt_ids
 from llava_train.model import load_backbone
 from llava_train.tiles import Geometry, cut, tokens_of
 
@@ -105,6 +107,22 @@ def test_captions_of_a_picture_see_the_prompt_and_themselves_only(tokenizer: Any
             assert all(v >= mine or batch.targets[row, v] == -100 for v in visible if v < mine)
 
 
+def test_claims_are_judged_by_what_is_said_and_show_no_picture(tokenizer: Any) -> None:
+    batch = draw_claims(Random(0), 8, tokenizer)
+    assert batch.pixels is None
+    spoken = "".join(tokenizer.batch_decode(batch.ids))
+    found = re.findall(r"said to be ([^<]+)<[^<]+<[^<]+assistant\n([^<,]+), ([^<]+)", spoken)
+    assert len(found) == int((batch.targets == tokenizer.convert_tokens_to_ids(END)).sum()) > 30
+    assert all(verdict == ("as said" if seen == said else f"not {said}") for said, seen, verdict in found)
+    assert {verdict.split()[0] for _, _, verdict in found} == {"as", "not"}
+
+
+def test_captions_do_not_tell_the_heights_of_bars() -> None:
+    chart = Chart((("red", 3), ("blue", 7), ("pink", 1)), wide=True)
+    told, untold = captioned(chart), {f"{colour} bar" for colour, _ in chart.bars}
+    assert [f for f in fragments(chart) if f.region not in untold] == told
+
+
 def test_region_tags_name_what_stands_where() -> None:
     scene = Shapes((Item("red", "ring", "top right"),), "white")
     found = tags(scene, 48, GEOMETRY).reshape(2, 6, 6, len(SLOTS))
@@ -137,6 +155,7 @@ def test_mid_stage_training_lowers_the_loss_and_goes_on_from_a_finished_tower(
     held_out = draw_batch(Random(9), 8, tokenizer, GEOMETRY)
     recipe = Midstage(
         tower=Descent(steps=3, batch=8, learning_rate=2e-3, warmup=2),
+        claims=Descent(steps=3, batch=4, learning_rate=2e-3, warmup=2),
         captions=Descent(steps=12, batch=4, learning_rate=2e-3, warmup=2),
         code=Descent(steps=2, batch=4, learning_rate=2e-4, warmup=1, silent=0.3),
     )
