@@ -60,8 +60,15 @@ _KINDS: Final = {"Shapes": "shapes", "Chart": "bars", "Print": "print", "Table":
 
 
 def captioned(scene: Scene) -> list[Fragment]:
-    """What the backbones hear of: all but the heights of bars, so that there are values left for SFT to teach."""
-    return [f for f in fragments(scene) if not (isinstance(scene, Chart) and f.bare.isdigit())]
+    """What the backbones hear of: not the heights of bars, so that there are values left for SFT to teach; but, so
+    that they learn to say where something is, the corner of every shape once more, by its shape alone."""
+    match scene:
+        case Chart():
+            return [f for f in fragments(scene) if not f.bare.isdigit()]
+        case Shapes():
+            corners = [Fragment(f"{i.shape} corner", i.place, f"{i.place} corner", PLACES) for i in scene.items]
+            return [*fragments(scene), *corners]
+    return fragments(scene)
 
 
 def _parts(scene: Scene) -> list[Fragment]:

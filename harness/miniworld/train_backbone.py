@@ -62,8 +62,8 @@ def midstage(*, tower: int, claims: int, captions: int, code: int) -> Midstage:
 
 
 RECIPES: Final = {
-    "tiny": midstage(tower=4000, claims=400, captions=2500, code=1000),
-    "tiny_b": midstage(tower=2500, claims=400, captions=1100, code=300),
+    "tiny": midstage(tower=4000, claims=400, captions=3000, code=1000),
+    "tiny_b": midstage(tower=2500, claims=400, captions=1400, code=400),
 }
 
 MEASURED: Final = 64
