@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from harness.errors import HarnessError
-from harness.keys import file_digest, mix64
+from harness.keys import file_digest, seeded_order
 from harness.labelling_file import Row, read_labels
 from harness.pool import Pool, Record
 from harness.pool_write import PoolWriter
@@ -98,7 +98,7 @@ def labelled(pool: Pool, rows: Mapping[str, Row], limit: int) -> Any:
     known = np.flatnonzero(np.fromiter((uid in rows for uid in pool.uids()), dtype=np.bool_, count=pool.n))
     if not limit or limit >= len(known):
         return known
-    order = np.argsort(mix64(pool.column("uid_hash64")[known], 0), kind="stable")
+    order = seeded_order(pool.column("uid_hash64")[known], 0)
     return np.sort(known[order[:limit]])
 
 

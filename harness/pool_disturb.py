@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import HarnessError
-from harness.keys import mix64, seed64, uid_hash64
+from harness.keys import seed64, seeded_order, uid_hash64
 from harness.pool import Pool
 from harness.pool_check import Rejected
 from harness.pool_export import llava
@@ -102,7 +102,7 @@ def draw(pool: Pool, defect: Defect, amount: Budget, seed: int) -> list[Added]:
     Raises HarnessError where the pool has fewer that can have it.
     """
     n = amount.size(pool.n)
-    rank = np.argsort(mix64(pool.column("uid_hash64"), seed64("disturb", defect, seed)), kind="stable")
+    rank = seeded_order(pool.column("uid_hash64"), seed64("disturb", defect, seed))
     pairs = list(itertools.islice(_PAIRS[defect](pool, rank), n))
     if len(pairs) < n:
         raise HarnessError(
@@ -178,7 +178,7 @@ def _mixed(pool: Pool, added: list[Added], seed: int) -> Iterator[Sample]:
     """All samples of the new pool in its order."""
     uids = _new_uids(pool, added, seed)
     hashes = np.array([uid_hash64(uid) for uid in uids], dtype=np.uint64)
-    for at in np.argsort(mix64(hashes, seed64("disturb order", seed)), kind="stable"):
+    for at in seeded_order(hashes, seed64("disturb order", seed)):
         raw = llava(pool.record(int(at))) if at < pool.n else spoilt(pool, added[at - pool.n])
         raw["id"] = uids[at]
         yield Sample(raw, "", {} if pool.has_files else _renamed(pool, raw))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import HarnessError
-from harness.keys import mix64, seed64
+from harness.keys import seed64, seeded_order
 from harness.pool_read import expand, read_records
 
 _STRATEGY = re.compile(r"(first|end|random):([0-9]{1,12}(?:\.[0-9]{1,12})?)(%?)")
@@ -59,7 +59,7 @@ def _size(number: str, percent: str, total: int) -> int:
 def _kept(which: str, size: int, total: int, seed: int) -> Iterator[bool]:
     """For every record of a file whether it is taken."""
     if which == "random":
-        rank = np.argsort(mix64(np.arange(total, dtype=np.uint64), seed), kind="stable")
+        rank = seeded_order(np.arange(total, dtype=np.uint64), seed)
         kept = np.zeros(total, dtype=np.bool_)
         kept[rank[:size]] = True
         return (bool(k) for k in kept)

@@ -60,8 +60,10 @@ _KINDS: Final = {"Shapes": "shapes", "Chart": "bars", "Print": "print", "Table":
 
 
 def captioned(scene: Scene) -> list[Fragment]:
-    """What the backbones hear of: not the heights of bars, so that there are values left for SFT to teach; but, so
-    that they learn to say where something is, the corner of every shape once more, by its shape alone."""
+    """What the backbones hear of: not the heights of bars, which are left for SFT to teach, and corners once more.
+
+    Where something is they hardly learn to say from captions that name it by colour and shape.
+    """
     match scene:
         case Chart():
             return [f for f in fragments(scene) if not f.bare.isdigit()]

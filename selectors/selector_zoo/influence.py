@@ -18,7 +18,7 @@ from selector_zoo.passes.forward import ahead
 ROWS: Final = 256
 """Samples a thread has in memory at a time; larger blocks leave the cache and are slower."""
 THREADS: Final = 2
-"""Threads that each read, widen and multiply blocks of their own: together as fast as a disk gives them."""
+"""Threads that each read, widen and multiply blocks of their own, so that reading and computing overlap."""
 
 Floats = npt.NDArray[np.float64]
 

@@ -22,7 +22,7 @@ from harness.pool_write import PoolWriter
 from harness.registry import configured, selector_spec
 from harness.types import TrainSpec
 from llava_train.chat import IMAGE, specials
-from tests.support import png, raw_record
+from tests.support import png, pool_of_files, raw_record
 from tests.unit.train_support import backbone, geometry, tokenizer
 
 N = 10
@@ -176,14 +176,7 @@ def test_too_little_memory_halves_the_batch(
 
 
 def test_pictures_that_cannot_be_seen_have_a_reason(tmp_path: Path, feature: DeitaPass) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for i in range(N):
-        (images / f"{i}.png").write_bytes(png(i))
-    with PoolWriter(tmp_path / "pool", "files", image_root=images) as writer:
-        for i in range(N):
-            assert writer.add(raw_record(i), lambda key: (images / key).read_bytes())
-    pool = writer.pool()
+    pool, images = pool_of_files(tmp_path, N)
     before = feature.run(pool, 0, N)[0]["turns"]
     (images / "2.png").write_bytes(b"no picture")
     (images / "3.png").unlink()
