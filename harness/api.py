@@ -132,6 +132,11 @@ class FeaturePass(ABC):
     asks: ClassVar[float] = 0.0
     """Tokens it adds to every sample, for the same estimates."""
 
+    @staticmethod
+    def shows(config: Mapping[str, Any]) -> str:
+        """How much of a picture is seen, for the same estimates: all tiles (`checkpoint`) or one (`single`)."""
+        return str(config.get("views", "checkpoint"))
+
     def __init__(self, config: Any, context: PassContext) -> None:
         self.config = config
         self.context = context

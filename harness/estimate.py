@@ -65,19 +65,15 @@ def _work(stage: Stage, stages: Mapping[str, Stage]) -> Work | None:
         if plugin.cls.identity != "weights" or not model:
             return None
         asked, pool = plugin.cls, str(stage.settings["pool_path"])
-        return model_work(pool, Path(model), _units(stage), asked.work, asked.asks, _views(stage))
+        config = stage.params["config"]
+        views = asked.shows(config if isinstance(config, dict) else {})
+        return model_work(pool, Path(model), _units(stage), asked.work, asked.asks, views)
     if stage.kind == "train":
         backbone = Path(str(stage.settings["backbone_path"]))
         return model_work(str(stage.settings["pool_path"]), backbone, _units(stage), TRAINING)
     if stage.kind == "evaluate":
         return _evaluation(stage, stages)
     return None
-
-
-def _views(stage: Stage) -> str:
-    """How much of a picture a pass shows its model, where that can be set."""
-    config = stage.params["config"]
-    return str(config.get("views", "checkpoint")) if isinstance(config, dict) else "checkpoint"
 
 
 def _evaluation(stage: Stage, stages: Mapping[str, Stage]) -> Work | None:

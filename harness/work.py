@@ -61,14 +61,21 @@ def model_work(
 
 @functools.lru_cache(maxsize=64)
 def count_weights(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, from their headers; 0 where there are none."""
+    """Numbers in the headers of a folder's safetensors files, or by the size of its .bin files; 0 without any."""
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as f:
             (size,) = struct.unpack("<Q", f.read(8))
             header = json.loads(f.read(size))
         total += sum(prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
-    return total
+    return total or sum(file.stat().st_size for file in folder.glob("*.bin")) // _bytes_a_number(folder)
+
+
+def _bytes_a_number(folder: Path) -> int:
+    """Of a checkpoint whose files do not say it themselves, as its configuration has it."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    return 4 if (config.get("dtype") or config.get("torch_dtype") or "float32") == "float32" else 2
 
 
 @functools.lru_cache(maxsize=64)

@@ -21,6 +21,7 @@ from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ra
 from harness.errors import HarnessError
 from harness.keys import seeded_order
 from harness.types import OMIT_DEFAULT, Json
+from llava_train.tiles import VIEWS
 from selector_zoo.bands import keep_band
 from selector_zoo.kmeans import Rows, spherical_kmeans
 from selector_zoo.prompts import PromptPack, load_pack
@@ -60,7 +61,7 @@ class E5vSelectorConfig:
     """With `similarity`, one ranking of the whole pool (`global`), or one a `source`, each with its share of the
     budget."""
     views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
-    """How much of a picture is seen: the tiles the model is configured for, or the `base` view alone (cheaper)."""
+    """How much of a picture is seen: the tiles the model is configured for, or a `single` base view (cheaper)."""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -68,7 +69,7 @@ class E5vSelectorConfig:
             "mode": ("similarity", "cluster"),
             "tie": ("hash", "index"),
             "scope": SCOPES,
-            "views": ("checkpoint", "base"),
+            "views": VIEWS,
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:

@@ -163,7 +163,7 @@ def test_embeddings_are_last_states_of_the_stock_onevision(pool: Pool, opened: O
 @pytest.mark.parametrize("pack", PACKS)
 def test_a_base_view_is_one_tile_whatever_the_picture(pool: Pool, opened: Open, pack: str) -> None:
     """Batched or alone; what is seen of small pictures and large ones has the same length."""
-    feature, tiled = opened(pack, views="base"), opened(pack, joint=True)
+    feature, tiled = opened(pack, views="single"), opened(pack, joint=True)
     prompt = feature.config.image_prompt
     pictures = [pool.image(f"{i}.png") for i in (0, 1, 2, 3)]
     together = feature._embedder.images(pictures, prompt)
@@ -184,7 +184,7 @@ def test_a_base_view_of_the_stock_llava_next_by_hand(pool: Pool, folders: Any, o
 
     stock = LlavaNextForConditionalGeneration.from_pretrained(folders["e5v"]).eval()
     processor = LlavaNextProcessor.from_pretrained(folders["e5v"])
-    feature = opened("e5v", views="base")
+    feature = opened("e5v", views="single")
     prompt, picture = feature.config.image_prompt, pool.image("1.png")
     pixels = processor.image_processor([picture], return_tensors="pt").pixel_values[0, :1]
     ids = processor.tokenizer(prompt, return_tensors="pt").input_ids
@@ -208,7 +208,7 @@ def test_a_base_view_of_the_stock_onevision(pool: Pool, opened: Open) -> None:
     from tests.unit.train_support import geometry, tokenizer
 
     stock = LlavaOnevisionForConditionalGeneration.from_pretrained(backbone(), dtype=torch.float32).eval()
-    feature = opened("e5v_chatml", views="base")
+    feature = opened("e5v_chatml", views="single")
     prompt, picture = feature.config.image_prompt, pool.image("1.png")
     said = prompt.replace("<image>", "<image>" * geometry().lone_tokens)
     tile = (torch.tensor(cut(picture, geometry())[:1]).float() / 255 - 0.5)[None] / 0.5
@@ -315,7 +315,7 @@ def test_long_texts_are_cut_at_a_token(opened: Open) -> None:
         {"text_tokens": 0},
         {"image_prompt": "none"},
         {"text_prompt": ""},
-        {"views": "single"},
+        {"views": "base"},
     ],
 )
 def test_settings_of_the_pass_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
@@ -419,7 +419,7 @@ def test_the_pass_gets_the_words_and_not_their_place(tmp_path: Path) -> None:
     assert (ref.name, ref.model) == ("e5v", "somewhere")
     assert ref.config["image_prompt"] == prompt_pack("e5v").template("image")
     assert ref.config["joint"] is True
-    assert chosen(views="base").needs()[0].config["views"] == "base"
+    assert chosen(views="single").needs()[0].config["views"] == "single"
     from selector_zoo.prompts import write_pack
 
     write_pack(prompt_pack("e5v"), tmp_path / "copy.yaml")
@@ -428,7 +428,7 @@ def test_the_pass_gets_the_words_and_not_their_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"mode": "both"}, {"text": "all"}, {"clusters": 0}, {"tie": "name"}, {"views": "single"}]
+    "settings", [{"mode": "both"}, {"text": "all"}, {"clusters": 0}, {"tie": "name"}, {"views": "base"}]
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(HarnessError, match=next(iter(settings))):

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from harness.estimate import Estimate, Where, duration, estimate, say, total
 from harness.history import History, read_history
 from harness.miniworld import weights_dir
 from harness.pool import Pool
-from harness.registry import selector_spec
+from harness.registry import feature_pass, loadable_selectors, selector_spec
 from harness.store import Attempt, Store
 from harness.sweep import Sweep, plan_sweep
 from harness.types import Backbone, Budget, Cost, Json, Stage, TrainSpec
@@ -33,6 +33,8 @@ from tests.support import write_pool
 
 N = 40
 CPU = Where(gpu=False, threads=2)
+TAUGHT = {"mmssr": {"scorer": "mid", "styler": "mid"}}
+"""Settings without which a selector knows nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +211,36 @@ def test_a_pass_that_sees_one_view_is_estimated_so(tmp_path: Path, pool: Pool) -
     assert whole.tokens == pytest.approx(N * mean_tokens(pool.path, folder))
     assert single.tokens == pytest.approx(N * (words + 0.8 * geometry.lone_tokens))
     assert single.tokens < whole.tokens
+
+
+@pytest.mark.parametrize(("name", "views"), [("activations", "square"), ("mmssr", "squash")])
+def test_a_pass_with_a_view_of_its_own_is_estimated_so(tmp_path: Path, pool: Pool, name: str, views: str) -> None:
+    folder, empty = weights_dir("tiny"), Store(tmp_path).create()
+    whole, square = (seconds(empty, features(pool, folder, name, view=v)).work for v in ("tiles", views))
+    assert whole is not None
+    assert square is not None
+    assert square.tokens < whole.tokens
+
+
+@pytest.mark.parametrize("name", loadable_selectors())
+def test_every_pass_of_a_selector_has_an_estimate_however_much_of_a_picture_it_shows(
+    tmp_path: Path, pool: Pool, name: str
+) -> None:
+    plugin, empty = loadable_selectors()[name].cls, Store(tmp_path).create()
+    for views in VIEWS if "views" in {f.name for f in fields(plugin.Config)} else ("",):
+        asked = TAUGHT.get(name, {}) | ({"views": views} if views else {})
+        for ref in plugin(plugin.Config(**asked)).needs():
+            found = seconds(empty, features(pool, weights_dir("tiny"), ref.name, **ref.config))
+            assert (found.work is None) == (feature_pass(ref.name).cls.identity != "weights")
+
+
+def test_weights_in_bin_files_are_counted_by_their_size(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model-1.bin").write_bytes(bytes(1000))
+    (tmp_path / "pytorch_model-2.bin").write_bytes(bytes(200))
+    assert count_weights(tmp_path) == 300
+    (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16"}))
+    count_weights.cache_clear()
+    assert count_weights(tmp_path) == 600
 
 
 def test_a_first_run_is_estimated_by_the_model(tmp_path: Path, pool: Pool, model: Path) -> None:

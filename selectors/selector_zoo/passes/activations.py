@@ -8,6 +8,7 @@ to length one; all of them together are scaled to length one again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ class ActivationsPass(FeaturePass):
     Config = ActivationsConfig
     limits = TrainSpec()
     """`pack_tokens` and `pack_tiles` of one forward; they change nothing but speed and memory."""
+
+    @staticmethod
+    def shows(config: Mapping[str, Any]) -> str:
+        """All tiles, or one view."""
+        return "checkpoint" if config.get("view", "square") == "tiles" else "single"
 
     def open(self) -> None:
         """Load the model up to the last block that is read, its tokenizer and how it sees images."""

@@ -19,6 +19,7 @@ from harness.api import FeaturePass, Pool, Record
 from harness.errors import HarnessError
 from harness.pool import IMAGE_TOKEN
 from harness.types import OMIT_DEFAULT
+from llava_train.tiles import VIEWS
 from selector_zoo.passes.clip import first_turn
 from selector_zoo.passes.forward import DECODERS, ahead
 from selector_zoo.passes.forward_samples import Reasons
@@ -49,14 +50,14 @@ class E5vConfig:
     dtype: str = "auto"
     """`float32`, `bfloat16`, `float16`, or what config.json says (`auto`). Embeddings are scaled in float32."""
     views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
-    """How much of a picture is seen: the tiles the model's configuration says (`checkpoint`), or its `base` view
-    alone, a fraction of the tokens."""
+    """How much of a picture is seen: the tiles the model's configuration says (`checkpoint`), or a `single` base
+    view, a fraction of the tokens."""
 
     def __post_init__(self) -> None:
         allowed = {
             "text": ("qa", "q", "a"),
             "dtype": ("auto", "float32", "bfloat16", "float16"),
-            "views": ("checkpoint", "base"),
+            "views": VIEWS,
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:

@@ -97,7 +97,7 @@ class NextEmbedder(Embedder):
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         super().__init__(model.eval().to(device), tokenizer, device)
         self.processor = processor
-        self.base_only = views == "base"
+        self.base_only = views == "single"
         if self.base_only:
             # The model takes an image without a canvas as its base view and one newline token. The processor
             # wants a canvas; its tiles are thrown away, so that one of them is the least work.
@@ -141,7 +141,7 @@ class OnevisionEmbedder(Embedder):
 
         model = load_backbone(folder, stored_dtype(folder) if dtype == "auto" else dtype).eval().to(device)
         super().__init__(model, AutoTokenizer.from_pretrained(folder), device)
-        self.geometry = Geometry.from_config(model.config, "single" if views == "base" else "checkpoint")
+        self.geometry = Geometry.from_config(model.config, views)
         self.packed = PackedModel(model)
 
     def _text_states(self, prompts: Sequence[str]) -> Tensor:
@@ -174,7 +174,7 @@ EMBEDDERS: Final = {"llava_next": NextEmbedder, "llava_onevision": OnevisionEmbe
 
 
 def load_embedder(folder: Path, dtype: str, device: str, views: str = "checkpoint") -> Embedder:
-    """The embedder for a model folder, with all views of a picture its `checkpoint` has, or the `base` view alone.
+    """The embedder for a model folder, with all views of a picture its `checkpoint` has, or a `single` base view.
 
     Raises HarnessError for a model that is neither a LLaVA-NeXT nor a LLaVA-OneVision.
     """

@@ -110,6 +110,11 @@ class MmssrPass(FeaturePass):
     tokens_at_once = 16384
     """Tokens of one batch, padding included; changes nothing but speed and memory."""
 
+    @staticmethod
+    def shows(config: Mapping[str, Any]) -> str:
+        """All tiles, or one view."""
+        return "checkpoint" if config.get("view", "tiles") == "tiles" else "single"
+
     def open(self) -> None:
         """Load the model, its tokenizer and its image geometry."""
         from selector_zoo.passes.mmssr_model import Answerer
