@@ -49,6 +49,12 @@ ORIGINS: Final[Mapping[str, Origin]] = {
         path="src/deita/selection/scorer/llama_scorer.py",
         licence="Apache-2.0",
     ),
+    "vicuna": Origin(
+        repository="hkust-nlp/deita",
+        commit="405d06090e2b31035a4ba7d154207cde846e78bc",
+        path="src/deita/selection/embedder/conversation.py",
+        licence="Apache-2.0",
+    ),
     "e5v": Origin(
         repository="kongds/E5-V",
         commit="856ea816b943df95d77df39a386302b14ea197a2",
@@ -57,6 +63,11 @@ ORIGINS: Final[Mapping[str, Origin]] = {
     ),
 }
 """Repository, commit and file of each project's prompts."""
+
+LAYOUTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "vicuna": {"conversation": "USER: {instruction} ASSISTANT: {output}</s>"},
+}
+"""Templates that a project has as code and not as a text: what that code writes."""
 
 
 def fetch_pack(name: str, host: str = HOST) -> PromptPack:
@@ -84,7 +95,7 @@ def fetch_pack(name: str, host: str = HOST) -> PromptPack:
         version=origin.commit[:12],
         source=f"https://github.com/{origin.repository}/blob/{origin.commit}/{origin.path}",
         licence=origin.licence,
-        templates={template: found[sha] for template, sha in OFFICIAL[name].items()},
+        templates={template: found[sha] for template, sha in OFFICIAL[name].items()} | dict(LAYOUTS.get(name, {})),
     )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from harness.api import Features, PassRef, Pool, Scores, Selection, Selector
 from harness.errors import HarnessError
-from harness.types import OMIT_DEFAULT
+from harness.types import OMIT_DEFAULT, Json
 from selector_zoo.bands import keep_band
 from selector_zoo.shares import SCOPES, groups
 
@@ -29,17 +29,23 @@ class ClipScoreConfig:
     """Text of the first turn: question and answer (`qa`), `q`, or `a`; or of `all` turns, cut where the encoder
     ends, in parts whose mean counts (`chunk_mean`), or the turn that agrees most (`turn_max`)."""
     direction: str = "top"
-    """Keep the best agreeing (`top`) or those nearest the median (`mid`)."""
+    """Keep the best agreeing (`top`), those nearest the median (`mid`), or by chance any that agree well enough
+    (`threshold`) and, where these are too few, the best of the others."""
     tie: str = "hash"
     """Equal scores by seeded uid hash, or by `index`."""
     scope: str = field(default="global", metadata=OMIT_DEFAULT)
     """One ranking and median for the whole pool (`global`), or for each `source` with its share of the budget."""
+    threshold: float = field(default=0.2, metadata=OMIT_DEFAULT)
+    """Cosine that is well enough; what is usual depends on the model."""
+    image: str = field(default="crop", metadata=OMIT_DEFAULT)
+    """The middle of each picture (`crop`), as stock CLIP sees it, or all of it, padded to a square (`pad`)."""
 
     def __post_init__(self) -> None:
-        if self.direction not in ("top", "mid"):
-            raise HarnessError(f"clip_score: direction={self.direction} is neither top nor mid.")
-        if self.scope not in SCOPES:
-            raise HarnessError(f"clip_score: scope={self.scope} is none of {', '.join(SCOPES)}.")
+        for name, values in {"direction": ("top", "mid", "threshold"), "scope": SCOPES}.items():
+            if getattr(self, name) not in values:
+                raise HarnessError(f"clip_score: {name}={getattr(self, name)} is none of {', '.join(values)}.")
+        if not -1 <= self.threshold <= 1:
+            raise HarnessError(f"clip_score: threshold={self.threshold} is no cosine: give a number from -1 to 1.")
 
 
 class ClipScore(Selector):
@@ -58,13 +64,16 @@ class ClipScore(Selector):
 
     def needs(self) -> tuple[PassRef, ...]:
         """Image and text embeddings of one CLIP model."""
-        return (PassRef(name="clip", model=self.config.model, config={"text": self.config.text}),)
+        config: dict[str, Json] = {"text": self.config.text, "image": self.config.image}
+        return (PassRef(name="clip", model=self.config.model, config=config),)
 
     def score(self, pool: Pool, features: Features) -> Scores:
-        """Cosine of the two embeddings, in [-1, 1]; NaN where a sample has no image."""
+        """Cosine of the two embeddings, in [-1, 1], or 1 where a threshold is met; NaN without an image."""
         cosine = np.asarray(features["clip"]["cosine"], dtype=np.float32)
         if self.config.direction == "mid":
             cosine = -np.abs(cosine - medians(pool, cosine, self.config.scope))
+        if self.config.direction == "threshold":
+            cosine = np.where(cosine >= self.config.threshold, np.float32(1), cosine)
         return {"score": cosine}
 
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:

@@ -42,8 +42,7 @@ class DeitaConfig:
 
     prompts: str = "miniworld"
     """What scorers are told: `miniworld`, the pack of miniworld's own, `own`, ours for a judge, or a prompt pack's
-    YAML file with the templates `complexity` and `quality`; for `embedder=text` also `conversation` and perhaps
-    `system`."""
+    YAML file with the templates `complexity` and `quality`."""
     complexity: str = "miniworld:deita_complexity"
     """The scorer of questions: miniworld's, a folder, or a hub id pinned as
     `hkust-nlp/deita-complexity-scorer@COMMIT`; or a judge, which sees pictures: `mid` (the backbone before SFT),
@@ -65,6 +64,9 @@ class DeitaConfig:
     """`mid` (the backbone before SFT), `warm`, a folder, or a pinned hub id."""
     views: str = field(default="checkpoint", metadata=OMIT_DEFAULT)
     """How much of a picture `embedding_model` sees: the tiles of training, or a `single` base view (cheaper)."""
+    conversation: str = field(default="", metadata=OMIT_DEFAULT)
+    """For `embedder=text`, how a conversation is written: a prompt pack's YAML file with the template
+    `conversation` for a turn, and perhaps `system`; empty: the pack of `prompts` has them."""
     embedding_length: int = field(default=12000, metadata=OMIT_DEFAULT)
     """Tokens it reads with `mm`, image included; longer samples lose text from the right."""
     max_length: int = 2048
@@ -116,7 +118,8 @@ class Deita(Selector):
             }
             embedding = PassRef(name="forward", model=config.embedding_model, config=seen)
         else:
-            words = {"template": pack.template("conversation"), "system": pack.templates.get("system", "")}
+            spoken = load_pack(config.conversation) if config.conversation else pack
+            words = {"template": spoken.template("conversation"), "system": spoken.templates.get("system", "")}
             asked: dict[str, Json] = {"part": "embedding", "max_length": config.max_length, **words}
             embedding = PassRef(name="deita", model=config.embedding_model, config=asked)
         return (*grades, replace(embedding, alias="embedding"))

@@ -62,6 +62,9 @@ class MmssrConfig:
     """What they are asked: a prompt pack's YAML file, or `own`, the pack that models trained here know."""
     inference: str = "own"
     """How samples are put to them: as training here does (`own`), or as the `released` inference code does."""
+    clean: str = field(default="", metadata=OMIT_DEFAULT)
+    """What goes from the front of a question: the word "Question:" (`prefix`), or all of its letters, at the end
+    too, as the released inference has it (`charset`); empty: as `inference` says."""
     capabilities: tuple[str, ...] = ()
     """Those that count, in the order they are served; empty: all fourteen."""
     threshold: float = 0.0
@@ -84,6 +87,7 @@ class MmssrConfig:
         allowed = {
             "variant": VARIANTS,
             "inference": ("own", "released"),
+            "clean": ("", "prefix", "charset"),
             "zeros": ("all", "some"),
             "bucket_by": ("style_source", "style"),
             "tie": ("hash", "index"),
@@ -169,6 +173,7 @@ class Mmssr(Selector):
                 name="mmssr",
                 model=model,
                 config=asking(config.prompts, scores=scores or both, styles=not scores or both, released=released)
+                | ({"clean": config.clean} if config.clean else {})
                 | ({"zeros": config.zeros} if model == TRAINED else {}),
                 lessons=self._lessons() if model == TRAINED else Lessons(),
             )

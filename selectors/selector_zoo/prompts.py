@@ -40,6 +40,9 @@ OFFICIAL: Final[Mapping[str, Mapping[str, str]]] = {
         "complexity": "7d3b818c0530b64aee6c2b422157fc0cc2fc4f05bc00090481f00ad812ab23f7",
         "quality": "5f9fec526d8855b581327d0cfe2346b74de9f2e439b84e3d560056841acef265",
     },
+    "vicuna": {
+        "system": "1fa69e2371b762d1882b0bd98d284f312a36c27add732016e12e52586f98a9f5",
+    },
     "e5v": {
         "image": "82fa29186156ff9cd9a03b720c95ee5416a505bd89204d8e5c02b74dd97c6a13",
         "text": "d99ce87b179ccdbc2a70c9c23c37c84e954658440ae11f859cbd712dfb28e287",
@@ -116,9 +119,10 @@ def load_pack(name: str) -> PromptPack:
     else:
         file = Path(name).expanduser()
         if not file.is_file():
+            published = file.stem if file.stem in OFFICIAL else "mmssr"
             raise HarnessError(
                 f"there is no prompt pack {name}: give '{OWN}', or a YAML file; "
-                "'sievebench published prompts mmssr' fetches the published one."
+                f"'sievebench published prompts {published}' fetches the published one."
             )
         text = file.read_text(encoding="utf-8")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import weakref
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,8 +53,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return writer.pool()
 
 
-def opened(folder: Path, text: str = "qa") -> ClipPass:
-    feature = ClipPass(ClipConfig(text=text), PassContext(model_path=str(folder)))
+def opened(folder: Path, text: str = "qa", image: str = "crop") -> ClipPass:
+    feature = ClipPass(ClipConfig(text=text, image=image), PassContext(model_path=str(folder)))
     feature.open()
     return feature
 
@@ -208,6 +209,50 @@ def test_failures_have_reasons_and_shift_nothing(folder: Path, tmp_path: Path) -
     assert np.isnan(after["cosine"][[1, 3, 4]]).all()
 
 
+def test_a_threshold_is_met_by_chance_and_missed_in_order(pool: Pool) -> None:
+    cosine = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, np.nan], dtype=np.float32)
+    chosen = ClipScore(ClipScoreConfig(direction="threshold", threshold=0.35))
+    scores = chosen.score(pool, {"clip": {"cosine": cosine}})
+    kept = [set(chosen.select(pool, scores, {}, 3, seed).positions.tolist()) for seed in range(20)]
+    assert set.union(*kept) == set(range(6)), "any of those that agree well enough"
+    assert set(chosen.select(pool, scores, {}, 8, 0).positions.tolist()) == set(range(8))
+
+
+def test_a_padded_picture_is_seen_whole(folder: Path, tmp_path: Path) -> None:
+    """Two wide pictures that differ at their ends only are one to a model that sees the middle."""
+
+    def wide(key: str) -> bytes:
+        out, picture = io.BytesIO(), Image.new("RGB", (120, 20), (255, 255, 255))
+        picture.paste({"a.png": (255, 0, 0), "b.png": (0, 0, 255)}[key], (0, 0, 30, 20))
+        picture.save(out, format="png")
+        return out.getvalue()
+
+    with PoolWriter(tmp_path / "pool", "wide") as writer:
+        for key in ("a.png", "b.png"):
+            assert writer.add(raw_record(0) | {"id": key, "image": key}, wide)
+    cropped, padded = (
+        opened(folder, image=view).run(writer.pool(), 0, 2)[0]["cosine"] for view in ("crop", "pad")
+    )
+    assert cropped[0] == pytest.approx(cropped[1], abs=1e-6)
+    assert abs(padded[0] - padded[1]) > 1e-4
+
+
+def test_no_two_pictures_are_in_memory_at_once(folder: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Any]] = []
+    decode, most = Pool.image, []
+
+    def counted(self: Pool, key: str) -> Any:
+        most.append(sum(ref() is not None for ref in alive))
+        picture = decode(self, key)
+        alive.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(Pool, "image", counted)
+    opened(folder).run(pool, 0, N)
+    assert len(most) == 8
+    assert max(most) <= 1
+
+
 def test_pictures_of_any_mode_are_read_as_rgb(folder: Path, tmp_path: Path) -> None:
     """A palette, a transparent and a CMYK picture of one colour agree with the plain one."""
 
@@ -229,3 +274,7 @@ def test_pictures_of_any_mode_are_read_as_rgb(folder: Path, tmp_path: Path) -> N
 def test_a_view_that_is_none_is_refused() -> None:
     with pytest.raises(HarnessError, match="text=first is none of qa, q, a, all, chunk_mean, turn_max"):
         ClipConfig(text="first")
+    with pytest.raises(HarnessError, match="image=whole is none of crop, pad"):
+        ClipConfig(image="whole")
+    with pytest.raises(HarnessError, match="threshold=2 is no cosine"):
+        ClipScoreConfig(threshold=2)

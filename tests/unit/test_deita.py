@@ -37,7 +37,7 @@ TEMPLATES = {
     "complexity": "How hard is this: {instruction} Hardness:",
     "quality": "Asked: {instruction} Said: {output} Grade:",
     "conversation": "{instruction} -> {output};",
-    "system": "Talk. ",
+    "system": "Talk.",
 }
 
 
@@ -372,8 +372,12 @@ def test_a_prompt_pack_is_known_by_its_words(tmp_path: Path) -> None:
         ("deita", "b", "quality"),
         ("deita", "c", "embedding"),
     ]
-    assert (text[1].config["template"], text[1].config["system"]) == (TEMPLATES["conversation"], "Talk. ")
+    assert (text[1].config["template"], text[1].config["system"]) == (TEMPLATES["conversation"], "Talk.")
     assert make(prompts=str(path))._prompts()["words"] == "own"
+    layout = write_pack(tmp_path / "layout.yaml", conversation="{instruction}: {output}. ")
+    scorers = {"complexity": "a", "quality": "b", "embedder": "text", "embedding_model": "c"}
+    apart = make(prompts=str(path), conversation=str(layout), **scorers).needs()[-1]
+    assert (apart.config["template"], apart.config["system"]) == ("{instruction}: {output}. ", "")
     lacking = write_pack(tmp_path / "lacking.yaml", quality=TEMPLATES["quality"])
     with pytest.raises(HarnessError, match="no template 'complexity'"):
         make(prompts=str(lacking), complexity="a", quality="b").needs()

@@ -382,6 +382,7 @@ def test_released_models_are_asked_as_released(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(prompts, "OFFICIAL", {"mmssr": known})
     scored, styled = make(**released, **official).needs()
     assert (scored.config["clean"], styled.config["view"]) == ("charset", "squash")
+    assert make(**released, **official, clean="prefix").needs()[0].config["clean"] == "prefix"
     for given in ({**released}, {"scorer": "some/other", "styler": released["styler"], "prompts": "own"}):
         with pytest.raises(HarnessError, match="published prompts mmssr"):
             make(**given).needs()

@@ -154,6 +154,14 @@ def test_every_published_pack_has_an_origin() -> None:
     assert all(len(sha) == 64 for known in OFFICIAL.values() for sha in known.values())
 
 
+@pytest.mark.usefixtures("knitting")
+def test_a_layout_that_is_code_comes_with_the_texts(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "LAYOUTS", {"knitting": {"conversation": "{instruction} {output}"}})
+    pack = fetch_pack("knitting", serve(SOURCE.encode())[0])
+    assert dict(pack.templates) == WORDS | {"conversation": "{instruction} {output}"}
+    assert pack.official == "knitting"
+
+
 def test_our_own_pack_is_whole_and_not_the_published_one() -> None:
     own = load_pack("own")
     assert set(own.templates) == {"score", "styles", "label", "complexity", "quality"}

@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.api import FeaturePass, Pool, Record
 from harness.errors import HarnessError
+from harness.types import OMIT_DEFAULT
 from selector_zoo.passes.deita import without_image
+from selector_zoo.passes.forward import DECODERS, ahead
+from selector_zoo.passes.forward_samples import Reasons
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
 
@@ -22,16 +30,19 @@ VIEWS = ("qa", "q", "a", "all", "chunk_mean", "turn_max")
 
 @dataclass(frozen=True, slots=True)
 class ClipConfig:
-    """What text is set against the picture."""
+    """What text is set against what of the picture."""
 
     text: str = "qa"
     """First turn's question and answer (`qa`), `q`, or `a`; or `all` turns; cut at the model's text length.
     `chunk_mean` cuts all turns into parts of that length and takes the mean of their embeddings, `turn_max` takes
     the turn that agrees most."""
+    image: str = field(default="crop", metadata=OMIT_DEFAULT)
+    """The middle of the picture (`crop`), as the model's processor cuts it, or all, padded to a square (`pad`)."""
 
     def __post_init__(self) -> None:
-        if self.text not in VIEWS:
-            raise HarnessError(f"clip: text={self.text} is none of {', '.join(VIEWS)}.")
+        for name, values in {"text": VIEWS, "image": ("crop", "pad")}.items():
+            if getattr(self, name) not in values:
+                raise HarnessError(f"clip: {name}={getattr(self, name)} is none of {', '.join(values)}.")
 
 
 class ClipPass(FeaturePass):
@@ -57,45 +68,60 @@ class ClipPass(FeaturePass):
         `image` and `cosine`, and a reason.
         """
         records = [pool.record(i) for i in range(start, stop)]
-        reasons, pictures = self._pictures(pool, records)
-        usable = [i for i, reason in enumerate(reasons) if not reason]
-        dim = self._model.config.projection_dim
-        image = np.full((len(records), dim), np.nan, dtype=np.float32)
-        for at in range(0, len(usable), BATCH):
-            rows = usable[at : at + BATCH]
-            image[rows] = self._embed_images([pictures[i] for i in rows])
+        image, reasons = self._images(pool, records)
         texts = [texts_of(r, self.config.text) for r in records]
         bounds = np.cumsum([0, *map(len, texts)])
         text = self._embed_texts([one for several in texts for one in several])
         cosine = (np.repeat(image, np.diff(bounds), axis=0) * text).sum(axis=1).astype(np.float32)
         best = [a + int(np.argmax(cosine[a:b])) for a, b in pairwise(bounds.tolist())]
         text, cosine = text[best], cosine[best]
-        for i in usable:
-            if not np.isfinite(cosine[i]):
-                reasons[i] = "not_finite"
+        for row in np.flatnonzero(np.isnan(cosine)).tolist():
+            reasons.setdefault(row, "not_finite")
         columns = {"image": image.astype(np.float16), "text": text.astype(np.float16), "cosine": cosine}
-        return columns, reasons
+        return columns, [reasons.get(row, "") for row in range(len(records))]
 
-    @staticmethod
-    def _pictures(pool: Pool, records: list[Record]) -> tuple[list[str], dict[int, Any]]:
-        reasons = [""] * len(records)
-        pictures: dict[int, Any] = {}
-        for i, record in enumerate(records):
-            if not record.images:
-                reasons[i] = "no_image"
-                continue
+    def _images(self, pool: Pool, records: Sequence[Record]) -> tuple[Floats, Reasons]:
+        """Embedding of each record's first image, (n, dim), NaN where there is none, and failures by row."""
+        reasons: Reasons = {row: "no_image" for row, record in enumerate(records) if not record.images}
+        rows = [row for row in range(len(records)) if row not in reasons]
+        found = np.full((len(records), self._model.config.projection_dim), np.nan, dtype=np.float32)
+        keys = (
+            {row: records[row].images[0] for row in rows[at : at + BATCH]} for at in range(0, len(rows), BATCH)
+        )
+        workers = 1 if self.context.device == "cpu" else DECODERS
+        for pixels, failed in ahead(partial(self._pixels, pool), keys, workers):
+            reasons |= failed
+            if pixels:
+                found[list(pixels)] = self._embed_images(list(pixels.values()))
+        return found, reasons
+
+    def _pixels(self, pool: Pool, keys: Mapping[int, str]) -> tuple[dict[int, Tensor], Reasons]:
+        """What the model sees of some images, and failures, by row; no two pictures are in memory whole."""
+        pixels: dict[int, Tensor] = {}
+        reasons: Reasons = {}
+        for row, key in keys.items():
             try:
-                pictures[i] = pool.image(record.images[0])
+                picture = pool.image(key)
             except (OSError, KeyError, ValueError) as e:
-                reasons[i] = f"unreadable_image: {e}"
-        return reasons, pictures
+                reasons[row] = f"unreadable_image: {e}"
+                continue
+            if self.config.image == "pad":
+                picture = self._padded(picture)
+            pixels[row] = self._processor.image_processor(picture, return_tensors="pt").pixel_values[0]
+        return pixels, reasons
 
-    def _embed_images(self, images: list[Any]) -> Floats:
+    def _padded(self, picture: Any) -> Any:
+        """A picture in the middle of a square of the colour that the model takes for zero."""
+        from PIL import ImageOps
+
+        mean = tuple(round(255 * value) for value in self._processor.image_processor.image_mean)
+        return ImageOps.pad(picture, (max(picture.size),) * 2, color=mean)
+
+    def _embed_images(self, pixels: list[Tensor]) -> Floats:
         import torch
 
         with torch.inference_mode():
-            inputs = self._processor(images=images, return_tensors="pt").to(self.context.device)
-            return _unit(self._model.get_image_features(**inputs))
+            return _unit(self._model.get_image_features(pixel_values=torch.stack(pixels).to(self.context.device)))
 
     def _embed_texts(self, texts: list[str]) -> Floats:
         """Embeddings of texts, (n, dim)."""

@@ -48,7 +48,7 @@ class DeitaConfig:
     """Words put to the model, with `{instruction}` and `{output}` where a turn's question and answer go; for an
     embedding, how one turn is written."""
     system: str = ""
-    """For an embedding: what stands before the turns."""
+    """For an embedding: what stands before the turns, with a space between."""
     max_length: int = 2048
     """Tokens of a prompt, those of pictures not counted. A longer one loses the end of its text; what follows the
     text in the template stays."""
@@ -70,7 +70,7 @@ class DeitaPass(FeaturePass):
     """Runs a causal language model, or as a judge a LLaVA-OneVision, over questions, answers or conversations."""
 
     name = "deita"
-    version = 1
+    version = 2
     Config = DeitaConfig
     tokens_at_once = 16384
     """Tokens of one batch of texts, padding included; changes nothing but speed and memory."""
@@ -126,7 +126,7 @@ class DeitaPass(FeaturePass):
         template = self.config.template
         if self.config.part == "embedding":
             said = [fill(template, instruction=q, output=a) for q, a in turns]
-            return [Prompt(text=self.config.system + "".join(said), tail=0)]
+            return [Prompt(text=" ".join(filter(None, (self.config.system, "".join(said)))), tail=0)]
         last = max(template.rfind("{instruction}"), template.rfind("{output}"))
         tail = len(template) - template.index("}", last) - 1
         return [Prompt(text=fill(template, instruction=q, output=a), tail=tail) for q, a in turns]
