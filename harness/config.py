@@ -103,7 +103,8 @@ class ExecutorSchema:
     shard: int = 4096
     """Samples a feature pass computes and keeps at a time: what a killed pass loses at most."""
     pass_processes: int = 1
-    """Processes that share the shards of a feature pass, each with a model and `threads` threads of its own."""
+    """Processes that share the shards of a feature pass, each with a model and `threads` threads of its own, and a
+    GPU of its own where there are so many."""
 
 
 @dataclass

@@ -147,8 +147,8 @@ def quiet_environment(threads: int, device: str) -> dict[str, str]:
 class LocalExecutor:
     """Jobs on this machine, each with a fixed number of threads.
 
-    Those that use a device run one on each GPU, all others `slots` at a time, beside them; without GPUs all share
-    the slots.
+    Those that use a device run one on each GPU, a pass of several processes on as many as are free; all others
+    `slots` at a time, beside them; without GPUs all share the slots.
     """
 
     store: Store
@@ -156,7 +156,7 @@ class LocalExecutor:
     threads: int = 1
     gpus: Sequence[int] = ()
     _servers: dict[str, _Server] = field(default_factory=dict)
-    _running: dict[str, tuple[Job, str, int | None]] = field(default_factory=dict)
+    _running: dict[str, tuple[Job, str, tuple[int, ...]]] = field(default_factory=dict)
     _ended: deque[Ended] = field(default_factory=deque)
     _count: int = 0
 
@@ -170,19 +170,18 @@ class LocalExecutor:
             self._server(FLAVOUR[kind])
 
     def free(self, job: Job) -> bool:
-        on_gpus = sum(gpu is not None for _, _, gpu in self._running.values())
-        if self._takes_gpu(job):
-            return on_gpus < len(self.gpus)
-        return len(self._running) - on_gpus < self.slots
+        if self._gpus_wanted(job):
+            return bool(self._free_gpus())
+        return sum(not gpus for _, _, gpus in self._running.values()) < self.slots
 
     def submit(self, job: Job) -> None:
         flavour = FLAVOUR[job.stages[0].kind]
-        gpu = self._free_gpu() if self._takes_gpu(job) else None
+        gpus = self._free_gpus()[: self._gpus_wanted(job)]
         self._count += 1
         job_id = f"{self._count}"
         env = dict(job.env)
         if self.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else str(gpu)
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         directory = self.store.at(job.stages[0])
         directory.path.mkdir(parents=True, exist_ok=True)
         request = {
@@ -194,12 +193,12 @@ class LocalExecutor:
                 "name": job.name,
                 "stages": [stage_json(s) for s in job.stages],
                 "threads": self.threads,
-                "device": "cpu" if gpu is None else "cuda",
-                "gpus": 1 if gpu is not None else 0,
+                "device": "cuda" if gpus else "cpu",
+                "gpus": len(gpus),
                 "env": {},
             },
         }
-        self._running[job_id] = (job, flavour, gpu)
+        self._running[job_id] = (job, flavour, gpus)
         self._server(flavour).send(request)
 
     def poll(self, timeout: float) -> list[Ended]:
@@ -213,7 +212,7 @@ class LocalExecutor:
             time.sleep(0.02)
 
     def cancel(self) -> None:
-        for job_id, (_, flavour, _gpu) in list(self._running.items()):
+        for job_id, (_, flavour, _gpus) in list(self._running.items()):
             self._server(flavour).send({"kill": job_id})
 
     def close(self) -> None:
@@ -228,12 +227,15 @@ class LocalExecutor:
             self._servers[flavour] = _Server.start(flavour, env, log)
         return self._servers[flavour]
 
-    def _takes_gpu(self, job: Job) -> bool:
-        return bool(self.gpus) and any(_on_device(stage) for stage in job.stages)
+    def _gpus_wanted(self, job: Job) -> int:
+        """One, or one a process of a pass; none for what computes on none, and where there are none."""
+        if not self.gpus or not any(_on_device(stage) for stage in job.stages):
+            return 0
+        return max(int(str(stage.settings.get("processes", 1))) for stage in job.stages)
 
-    def _free_gpu(self) -> int:
-        used = {gpu for _, _, gpu in self._running.values()}
-        return next(g for g in self.gpus if g not in used)
+    def _free_gpus(self) -> tuple[int, ...]:
+        used = {gpu for _, _, gpus in self._running.values() for gpu in gpus}
+        return tuple(gpu for gpu in self.gpus if gpu not in used)
 
     def _listen(self) -> None:
         for flavour, server in list(self._servers.items()):
@@ -247,7 +249,7 @@ class LocalExecutor:
     def _lose(self, flavour: str) -> None:
         """A server died (and its jobs with it): report them as killed; the next submit starts a new one."""
         del self._servers[flavour]
-        for job_id, (job, owner, _gpu) in list(self._running.items()):
+        for job_id, (job, owner, _gpus) in list(self._running.items()):
             if owner == flavour:
                 del self._running[job_id]
                 self._ended.append(Ended(job=job, exit=-signal.SIGKILL))

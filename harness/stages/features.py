@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -117,10 +118,9 @@ def _side_by_side(worker: _Worker, missing: Sequence[Shard], processes: int, tot
 
     `total` is the number of all shards. Where a process is lost, so are the others, and shards stay missing.
     """
-    opening = 0.0
-    forked = ProcessPoolExecutor(
-        min(processes, len(missing)), mp_context=get_context("fork"), initializer=_begin, initargs=(worker,)
-    )
+    opening, fork = 0.0, get_context("fork")
+    begin = (worker, fork.Value("i", 0))
+    forked = ProcessPoolExecutor(min(processes, len(missing)), mp_context=fork, initializer=_begin, initargs=begin)
     try:
         futures = [forked.submit(_compute, shard) for shard in missing]
         for done, future in enumerate(as_completed(futures)):
@@ -133,10 +133,16 @@ def _side_by_side(worker: _Worker, missing: Sequence[Shard], processes: int, tot
     return opening
 
 
-def _begin(worker: _Worker) -> None:
+def _begin(worker: _Worker, begun: Any) -> None:
+    """Take one of the GPUs that the processes share; `begun` counts the processes."""
     global _of_this_process
     die_with_parent()
     _of_this_process = worker
+    with begun.get_lock():
+        number, begun.value = begun.value, begun.value + 1
+    if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        own = gpus.split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = own[number % len(own)]
 
 
 def _compute(shard: Shard) -> float:

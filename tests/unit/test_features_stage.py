@@ -131,7 +131,7 @@ class Slow(Words):
     """Counts words slowly, and notes who counted what."""
 
     def run(self, pool: Pool, start: int, stop: int) -> tuple[dict[str, Any], list[str]]:
-        (Path(pool.path) / f"by-{os.getpid()}").touch()
+        (Path(pool.path) / f"by-{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         time.sleep(0.15)
         if (Path(pool.path) / "stumble").exists() and start == SHARD:
             (Path(pool.path) / "stumble").unlink()
@@ -161,6 +161,16 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, stage: Stage, share
     assert outputs(one, stage) == outputs(two, stage)
     assert facts(two, stage)["shards_s"] >= 10 * 0.15
     assert facts(two, stage)["processes"] == 2
+
+
+def test_processes_of_a_pass_take_a_gpu_each(
+    tmp_path: Path, shared: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert run(Store(tmp_path / "store").create(), shared) == "done"
+    seen = [f.read_text() for f in Path(str(shared.settings["pool_path"])).glob("by-*")]
+    assert sorted(seen) == ["4", "7"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 
 def alive(pid: int) -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,22 @@ def test_gpus_go_to_what_computes_on_them(tmp_path: Path, monkeypatch: pytest.Mo
     given = [(m["env"]["CUDA_VISIBLE_DEVICES"], m["job"]["device"], m["job"]["gpus"]) for m in server.sent]
     assert given == [("4", "cuda", 1), ("", "cpu", 0), ("7", "cuda", 1), ("", "cpu", 0)]
     assert [executor.free(job(kind)) for kind in ("evaluate", "score", "lessons", "judge")] == [False] * 4
+
+
+def test_a_pass_of_several_processes_has_the_gpus_that_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Recorder()
+    monkeypatch.setattr(LocalExecutor, "_server", lambda *_: server)
+    executor = LocalExecutor(Store(tmp_path).create(), slots=2, gpus=[0, 1, 4, 7])
+    shared = job("features", **{"pass": "clip"})
+    shared = replace(shared, stages=tuple(replace(s, settings={"processes": 3}) for s in shared.stages))
+    for one in (job("train"), shared):
+        assert executor.free(one)
+        executor.submit(one)
+    assert not executor.free(shared)
+    given = [(m["env"]["CUDA_VISIBLE_DEVICES"], m["job"]["gpus"]) for m in server.sent]
+    assert given == [("0", 1), ("1,4,7", 3)]
 
 
 def test_without_gpus_all_share_the_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
