@@ -36,6 +36,7 @@ def run_train(context: StageContext) -> Facts:
         "steps": report.steps,
         "samples": report.samples,
         "tokens": report.tokens,
+        "supervised_tokens": report.supervised_tokens,
         "final_loss": report.final_loss,
         "flops": report.flops,
         "resumed_from": report.resumed_from,
