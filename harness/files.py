@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file by temporary file, fsync, rename and fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
+    tmp = private(path)
     try:
         with tmp.open("wb") as f:
             f.write(data)
@@ -25,6 +25,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         tmp.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def private(path: Path) -> Path:
+    """A name beside `path` that no other host, process or thread uses."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
 
 
 def sync_folder(folder: Path) -> None:

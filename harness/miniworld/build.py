@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import HarnessError
+from harness.files import private
 from harness.keys import seed64
 from harness.miniworld import teachers
 from harness.miniworld.defects import SHARES, repeat, spoil
@@ -23,7 +23,7 @@ from harness.miniworld.sources import SOURCES, Sample, draw_sample, quotas
 from harness.pool import IMAGE_TOKEN
 from harness.pool_write import PoolWriter
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Raised when the same size and seed would give another pool or other questions."""
 
 
@@ -55,9 +55,9 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    tmp = private(folder)
     try:
-        tmp.mkdir(exist_ok=True)
+        tmp.mkdir()
         make(tmp)
         try:
             tmp.rename(folder)
@@ -78,7 +78,7 @@ def draw_pool(n: int, seed: int) -> list[Sample]:
             rng = Random(seed64("miniworld", VERSION, seed, source, i))
             sample = draw_sample(source, i, rng)
             defect = rng.choices(list(SHARES), list(SHARES.values()))[0]
-            if defect == "duplicate":
+            if defect == "duplicate" and sample.shown is not None:  # or a small world could lose the last without
                 copies.append(len(samples))
             samples.append(spoil(sample, defect, rng) if defect in ("wrong", "off_topic") else sample)
     repeat(samples, copies, Random(seed64("miniworld copies", VERSION, seed)))
@@ -105,7 +105,7 @@ def _write(n: int, seed: int, name: str, out: Path) -> None:
 def _hide(truth: pa.Table, file: Path) -> None:
     """Write the truth table whole or not at all; it is there before its pool is."""
     file.parent.mkdir(exist_ok=True)
-    tmp = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    tmp = private(file)
     pq.write_table(truth, tmp)
     tmp.replace(file)
 

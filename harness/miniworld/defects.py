@@ -33,9 +33,10 @@ def repeat(samples: list[Sample], places: list[int], rng: Random) -> None:
 
     A near-duplicate has the same conversation and the same scene, drawn a little differently.
     """
+    replaced = set(places)
     for source in {samples[p].source: None for p in places}:
         mine = [p for p in places if samples[p].source == source]
-        sound = [i for i, s in enumerate(samples) if s.source == source and not s.defect and i not in set(places)]
+        sound = [i for i, s in enumerate(samples) if s.source == source and not s.defect and i not in replaced]
         originals = sound[: 1 + len(mine) // COPIES]
         for place in mine if originals else ():
             original = rng.choice(originals)

@@ -42,7 +42,7 @@ class Batch:
     positions: torch.Tensor
     """int64, shape (B, L); every caption continues the prompt."""
     mask: torch.Tensor
-    """float32, shape (B, 1, L, L); 0 where a token may look, -inf elsewhere."""
+    """float32, shape (B, 1, L, L); 0 where a token may look, -1e9 elsewhere."""
     targets: torch.Tensor
     """int64, shape (B, L); the next token of the same caption, -100 elsewhere."""
 
@@ -56,7 +56,7 @@ def draw_claims(rng: Random, n: int, tokenizer: Any) -> Batch:
 
 
 def draw_batch(rng: Random, n: int, tokenizer: Any, geometry: Geometry, silent: float = 0) -> Batch:
-    """Draw `n` pictures of one size; the first decides whether they are wide.
+    """Draw up to `n` pictures of one size; the first decides whether they are wide, and few are.
 
     `silent` is the share of prompts about regions that ask for no caption; if there are any, others do by a code.
     """

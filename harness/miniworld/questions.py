@@ -118,8 +118,7 @@ def difference(scene: Chart, rng: Random) -> Question:
     def reckoned(h: int, value: int) -> str:
         return f"The {high[0]} bar is {h}. The {low[0]} bar is {value}. {h} - {value} = {h - value}"
 
-    # A draw of eight, as `other_digit` makes: the tokenizers of the shipped models were learnt from such a stream.
-    right, wrong = reckoned(high[1], low[1]), reckoned(*misread[rng.randrange(8) % len(misread)])
+    right, wrong = reckoned(high[1], low[1]), reckoned(*rng.choice(misread))
     return Question(text, right, wrong, "chain-of-thought", "difference", str(high[1] - low[1]))
 
 

@@ -9,10 +9,6 @@ from typing import Final
 
 from harness.miniworld.vocabulary import COLOURS, GROUNDS, PLACES, SHAPES, WORDS
 
-SPLITS: Final = ("pool", "tune", "report")
-"""Disjoint sets of pictures and scans: the pool and pre-training, questions to choose settings on, questions to
-report."""
-
 
 @dataclass(frozen=True, slots=True)
 class Item:

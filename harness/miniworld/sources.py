@@ -42,26 +42,18 @@ class Source:
     """Empty: all skills of the kind of picture."""
     turns: tuple[int, ...] = (1,)
     """Numbers of turns to choose from."""
-    leaves_out: tuple[str, ...] = ()
-    """Skills that are not asked about."""
 
 
 SOURCES: Final = {
     "shapes_qa": Source(share=0.22, kinds=("shapes",), asks=q.SHORT["shapes"], turns=(1, 1, 1, 2, 3)),
     "charts_qa": Source(share=0.14, kinds=("chart",), turns=(1, 1, 1, 2)),
-    "yes_no": Source(
-        share=0.14,
-        kinds=("shapes", "chart", "print", "digits"),
-        asks=(q.yes_no,),
-        turns=(1, 1, 2),
-        leaves_out=("yes/no shape", "yes/no value"),
-    ),
+    "yes_no": Source(share=0.14, kinds=("shapes", "chart", "print", "digits"), asks=(q.yes_no,), turns=(1, 1, 2)),
     "captions": Source(share=0.14, kinds=ANY, asks=(q.brief, q.detailed)),
     "print_qa": Source(share=0.11, kinds=("print",)),
     "choices": Source(share=0.12, kinds=ANY, asks=(q.choice,)),
     "tables_qa": Source(share=0.08, kinds=("table",), turns=(1, 2)),
     "digits_qa": Source(share=0.025, kinds=("digits",)),
-    "points": Source(share=0.015, kinds=("shapes",), asks=(q.point,), turns=(1, 2)),
+    "points": Source(share=0.015, kinds=("shapes",), asks=(q.point,)),
     "instructions": Source(share=0.01, kinds=(*ANY, ""), asks=(q.styled,)),
 }
 """In order of size; a kind of "" is a sample without a picture."""
@@ -87,13 +79,12 @@ def draw_sample(name: str, number: int, rng: Random) -> Sample:
 
 
 def _turns(scene: Scene, kind: str, source: Source, rng: Random) -> tuple[Question, ...]:
-    """Some questions, no two with the same words."""
+    """Some questions, no two of one skill: two wrong answers to one question would contradict each other."""
     asks, n = source.asks or q.ASK[kind], rng.choice(source.turns)
     found: dict[str, Question] = {}
     for _ in range(100):
         question = rng.choice(asks)(scene, rng)
-        if question.skill not in source.leaves_out:
-            found.setdefault(question.text, question)
+        found.setdefault(question.skill, question)
         if len(found) == n:
             break
     return tuple(found.values())

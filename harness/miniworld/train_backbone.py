@@ -12,12 +12,13 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from harness.keys import digest
 from harness.miniworld.architecture import SIZES, build_untrained
 from harness.miniworld.midstage import Batch, draw_batch, draw_claims, draw_tagged
 from harness.miniworld.regions import SLOTS
@@ -73,7 +74,8 @@ MEASURED: Final = 64
 def train(name: str, out: Path, recipe: Midstage) -> None:
     """Train one backbone from random weights and write its folder, weights as bfloat16.
 
-    What the stages before the last made is written beside the folder, and taken from there by a later call.
+    What the stages before the last made is written beside the folder, and taken from there by a later call of the
+    same recipe.
     """
     import torch
     from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
@@ -83,25 +85,27 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     tokenizer = AutoProcessor.from_pretrained(out).tokenizer
     geometry = Geometry.from_config(model.config)
+    so_far: dict[str, Any] = {"name": name, "seed": recipe.seed}
+
+    def beside(what: str) -> Path:
+        so_far[what] = asdict(getattr(recipe, what))
+        return out.with_name(f"{out.name}-{what}-{digest(so_far)[:8]}.safetensors")
+
     stage(
         model.model.vision_tower,
-        out.with_name(f"{out.name}-tower.safetensors"),
+        beside("tower"),
         lambda: teach_tower(model, geometry, recipe.tower, recipe.seed),
     )
     stage(
         model.model.language_model,
-        out.with_name(f"{out.name}-claims.safetensors"),
+        beside("claims"),
         lambda: teach_claims(model, tokenizer, recipe.claims, recipe.seed + 1),
     )
     # The first gradients of an untrained language model would undo what the tower has learnt.
     model.model.vision_tower.requires_grad_(False)
     centre(model, draw_tagged(Random(recipe.seed + 2), MEASURED, geometry)[0])
     teach = partial(teach_captions, model, tokenizer, geometry, keep=lambda: save(model, out))
-    stage(
-        model,
-        out.with_name(f"{out.name}-captions.safetensors"),
-        lambda: teach(recipe.captions, recipe.seed + 2),
-    )
+    stage(model, beside("captions"), lambda: teach(recipe.captions, recipe.seed + 2))
     teach(recipe.code, recipe.seed + 3)
 
 
@@ -112,7 +116,7 @@ def stage(module: Any, file: Path, teach: Callable[[], None]) -> None:
     if not file.is_file():
         teach()
         _write(module, file)
-    module.load_state_dict(load_file(file), strict=False)
+    module.load_state_dict(load_file(file))
 
 
 def teach_tower(model: Any, geometry: Geometry, how: Descent, seed: int) -> None:

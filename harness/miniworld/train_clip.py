@@ -1,6 +1,6 @@
 """Make the shipped dual encoder: `python -m harness.miniworld.train_clip --out DIR`.
 
-A CLIP of half a million parameters learns which caption belongs to which picture. It has never seen a question.
+A CLIP of 0.6 million parameters learns which caption belongs to which picture. It has never seen a question.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from llava_train.chat import START
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor
-
-log = logging.getLogger(__name__)
 
 BATCH: Final = 96
 STEPS: Final = 700

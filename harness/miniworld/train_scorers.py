@@ -1,6 +1,6 @@
 """Make the shipped text scorers: `python -m harness.miniworld.train_scorers --out DIR`.
 
-Two Llamas of a quarter of a million parameters learn to grade questions and answers as `grades` does, from text
+Two Llamas of 170,000 parameters learn to grade questions and answers as `grades` does, from text
 alone. `DIR/deita_complexity` and `DIR/deita_quality` are what selector `deita` asks on miniworld.
 """
 

@@ -4,8 +4,9 @@
 
 Training is `llava_train`'s with recipe `mini`, scoring lmms-eval's; one thread. The last line is one JSON object:
 for each set `mean` and `sd` over seeds of the unweighted mean of the eight benchmarks (each as a percentage of its
-maximum), the benchmarks, and the accuracy of every skill; `prior` is the accuracy of the answer that is most
-frequent for a skill in the other question set; `margins` are differences in standard deviations of a seed.
+maximum), the benchmarks, and the accuracy of every skill; `prior` is what the one answer scores that is best for a
+skill in the other question set; `margins` are differences in standard deviations of a seed, and
+`behaves` says whether they are at least two and every skill beats its prior; the exit status does, too.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import argparse
 import importlib
 import json
 import logging
+import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -32,6 +34,7 @@ import numpy.typing as npt  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import torch  # noqa: E402
 from hydra import compose, initialize_config_module  # noqa: E402
+from lmms_eval.api.metrics import anls  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from harness.benchmarks import Suite  # noqa: E402
@@ -42,7 +45,7 @@ from harness.evaluation.checkpoint import load_checkpoint  # noqa: E402
 from harness.evaluation.engine import run_task  # noqa: E402
 from harness.evaluation.recompute import score_items  # noqa: E402
 from harness.keys import mix64  # noqa: E402
-from harness.miniworld import ensure_pool, ensure_suite, mini_suite, truth_file, weights_dir  # noqa: E402
+from harness.miniworld import ensure_pool, ensure_suite, mini_suite, tasks, truth_file, weights_dir  # noqa: E402
 from harness.miniworld.documents import QUESTION_SETS, documents  # noqa: E402
 from harness.miniworld.suite import TASKS  # noqa: E402
 from harness.pool import Pool, open_pool  # noqa: E402
@@ -51,7 +54,7 @@ from llava_train.run import TrainRequest, train  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-SETS = "none,random 5%,random 25%,random 30%,full,sound 5%,sound 25%,wrong 25%"
+SETS = "none,random 5%,random 15%,random 25%,random 30%,full,sound 5%,sound 25%,wrong 15%,spoilt 25%"
 
 
 def mini_recipe() -> TrainSpec:
@@ -79,7 +82,7 @@ class World:
 
 
 def select(world: World, name: str, seed: int) -> npt.NDArray[np.int32]:
-    """Positions of a set: `random 5%`; `sound 25%` and `wrong 25%`, drawn from those alone; `full`."""
+    """Positions of a set: `random 5%`; `sound`, `wrong` or `spoilt` ones, drawn from those alone; `full`."""
     pool = world.pool
     if name == "full":
         return np.arange(pool.n, dtype=np.int32)
@@ -89,7 +92,8 @@ def select(world: World, name: str, seed: int) -> npt.NDArray[np.int32]:
     wanted = {
         "random": ("", "duplicate", "wrong", "off_topic"),
         "sound": ("",),
-        "wrong": ("wrong", "off_topic"),
+        "wrong": ("wrong",),
+        "spoilt": ("wrong", "off_topic"),
     }[kind]
     found = [i for i in order if world.truth[i]["defect"] in wanted]
     if len(found) < n:
@@ -147,15 +151,34 @@ def by_skill(scored: list[tuple[str, float]]) -> dict[str, float]:
     return {skill: 100 * mean(values) for skill, values in groups.items()}
 
 
-def prior(questions: str) -> dict[str, float]:
-    """Accuracy of the most frequent answer to each skill, as it was in the other question set."""
-    other = next(q for q in QUESTION_SETS if q != questions)
-    answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+def grade(task: str, doc: dict[str, Any], answer: str) -> float:
+    """What a task makes of an answer to one of its documents, in [0, 1]."""
+    how = TASKS[task]
+    if how.score:
+        found = getattr(tasks, how.score)(doc, [answer])[how.metric]
+        return float(found["score"] if isinstance(found, dict) else found)
+    if how.metric == "anls":
+        return float(anls(doc["answers"], [answer])["anls"])
+    return float(answer == doc["answer"])
+
+
+def constants(questions: str) -> dict[str, str]:
+    """The one answer to all questions of a skill that scores most in a question set."""
+    docs: defaultdict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     for task in TASKS:
-        for doc in documents(task, other):
-            answers[skill_of(task, doc)][doc["answer"]] += 1
-    docs = [(skill_of(task, d), d["answer"]) for task in TASKS for d in documents(task, questions)]
-    return by_skill([(skill, float(answer == answers[skill].most_common(1)[0][0])) for skill, answer in docs])
+        for doc in documents(task, questions):
+            docs[skill_of(task, doc)].append((task, doc))
+    return {
+        skill: max(sorted({d["answer"] for _, d in asked}), key=lambda a: sum(grade(t, d, a) for t, d in asked))
+        for skill, asked in docs.items()
+    }
+
+
+def prior(questions: str) -> dict[str, float]:
+    """What the best constant answer to each skill in the other question set scores, in percent."""
+    best = constants(next(q for q in QUESTION_SETS if q != questions))
+    docs = [(task, doc) for task in TASKS for doc in documents(task, questions)]
+    return by_skill([(s := skill_of(task, doc), grade(task, doc, best[s])) for task, doc in docs])
 
 
 def run(world: World, name: str, seed: int) -> Scores:
@@ -212,16 +235,16 @@ ORDER = (
     ("random 30%", "random 5%"),
     ("random 5%", "none"),
     ("sound 25%", "random 25%"),
-    ("random 25%", "wrong 25%"),
-    ("sound 5%", "random 5%"),
+    ("random 25%", "spoilt 25%"),
+    ("random 15%", "wrong 15%"),
 )
-"""What ought to be better than what."""
+"""What has to be better than what, by two standard deviations."""
 
 
 def margins(results: dict[str, dict[str, Any]]) -> dict[str, float | None]:
     """Differences of what ought to be better and worse, in standard deviations of a seed (pooled over the two)."""
     found: dict[str, float | None] = {}
-    for better, worse in ORDER:
+    for better, worse in (*ORDER, ("sound 5%", "random 5%")):
         if better not in results or worse not in results:
             continue
         spreads = [s for name in (better, worse) if (s := results[name]["sd"]) is not None]
@@ -247,6 +270,14 @@ def _run(name: str, seed: int) -> Scores:
     return run(_world, name, seed)
 
 
+def behaves(priors: dict[str, float], results: dict[str, dict[str, Any]]) -> bool:
+    """Whether ORDER holds, as far as it was measured, and every skill beats its prior after SFT on everything."""
+    found = margins(results)
+    measured = [margin for a, b in ORDER if (margin := found.get(f"{a} > {b}")) is not None]
+    learnt = results["full"]["skills"] if "full" in results else {}
+    return min(measured, default=2.0) >= 2 and all(value > priors[skill] for skill, value in learnt.items())
+
+
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "scratch": scratch,
@@ -262,9 +293,10 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     with ProcessPoolExecutor(args.jobs, processes, initializer=_open, initargs=(settings,)) as pool:
         scored = list(zip(runs, pool.map(_run, *zip(*runs, strict=True)), strict=True))
     results = {n: summary([s for (m, _), s in scored if m == n]) for n in dict(runs)}
-    head = {"bench": "behave", "weights": args.weights, "questions": args.questions, "n": args.n}
+    head = {"bench": "behave", "weights": str(args.backbone or args.weights), "questions": args.questions}
     priors = {k: round(v, 1) for k, v in prior(args.questions).items()}
-    return {**head, "prior": priors, **results, "margins": margins(results)}
+    said = {"prior": priors, **results, "margins": margins(results), "behaves": behaves(priors, results)}
+    return {**head, "n": args.n, **said}
 
 
 def main() -> None:
@@ -280,7 +312,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(args, Path(folder))))
+        found = measure(args, Path(folder))
+    print(json.dumps(found))
+    sys.exit(not found["behaves"])
 
 
 if __name__ == "__main__":

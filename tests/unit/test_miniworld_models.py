@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -165,9 +167,14 @@ def test_mid_stage_training_lowers_the_loss_and_goes_on_from_a_finished_tower(
     with torch.no_grad():
         assert loss(trained, held_out) < loss(load_backbone(tmp_path / "fresh", attention="eager"), held_out) - 1
     whole = (tmp_path / "tiny" / "model.safetensors").read_bytes()
+    beside = sorted(tmp_path.glob("tiny-*.safetensors"))
     shutil.rmtree(tmp_path / "tiny")
     train("tiny", tmp_path / "tiny", recipe)
     assert (tmp_path / "tiny" / "model.safetensors").read_bytes() == whole
+    assert len(beside) == 3
+    train("tiny", tmp_path / "tiny", replace(recipe, claims=replace(recipe.claims, steps=2)))
+    others = [file.name for file in tmp_path.glob("tiny-*.safetensors") if file not in beside]
+    assert {name.split("-")[1] for name in others} == {"claims", "captions"}, "another recipe takes what it shares"
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_b"])
@@ -179,6 +186,14 @@ def test_the_shipped_backbones_are_small_whole_and_of_this_tokenizer(name: str, 
     from transformers import AutoProcessor
 
     assert AutoProcessor.from_pretrained(folder).tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_b"])
+def test_the_shipped_backbones_are_built_as_the_command_builds_them(name: str, tmp_path: Path) -> None:
+    build_untrained(name, tmp_path)
+    mine, shipped = (json.loads((f / "config.json").read_text()) for f in (tmp_path, weights_dir(name)))
+    version = {"transformers_version": ""}
+    assert mine | version == shipped | version
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_b"])
