@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from harness.files import private
 from harness.keys import digest
 from harness.miniworld.architecture import SIZES, build_untrained
 from harness.miniworld.midstage import Batch, draw_batch, draw_claims, draw_tagged
@@ -67,6 +68,8 @@ RECIPES: Final = {
     "tiny_b": midstage(tower=2500, claims=400, captions=1400, code=400),
 }
 
+KEPT: Final = 100
+"""Steps from one that is kept to the next."""
 MEASURED: Final = 64
 """Pictures that the size and mean of features are measured on."""
 
@@ -74,8 +77,8 @@ MEASURED: Final = 64
 def train(name: str, out: Path, recipe: Midstage) -> None:
     """Train one backbone from random weights and write its folder, weights as bfloat16.
 
-    What the stages before the last made is written beside the folder, and taken from there by a later call of the
-    same recipe.
+    What each stage made is written beside the folder, and so is every hundredth step of one: a later call of the
+    same recipe goes on from there and gives the same weights.
     """
     import torch
     from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
@@ -91,58 +94,55 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
         so_far[what] = asdict(getattr(recipe, what))
         return out.with_name(f"{out.name}-{what}-{digest(so_far)[:8]}.safetensors")
 
-    stage(
-        model.model.vision_tower,
-        beside("tower"),
-        lambda: teach_tower(model, geometry, recipe.tower, recipe.seed),
-    )
-    stage(
-        model.model.language_model,
-        beside("claims"),
-        lambda: teach_claims(model, tokenizer, recipe.claims, recipe.seed + 1),
-    )
+    teach = partial(teach_tower, model, geometry, recipe.tower, recipe.seed)
+    stage(model.model.vision_tower, beside("tower"), teach)
+    teach = partial(teach_claims, model, tokenizer, recipe.claims, recipe.seed + 1)
+    stage(model.model.language_model, beside("claims"), teach)
     # The first gradients of an untrained language model would undo what the tower has learnt.
     model.model.vision_tower.requires_grad_(False)
     centre(model, draw_tagged(Random(recipe.seed + 2), MEASURED, geometry)[0])
-    teach = partial(teach_captions, model, tokenizer, geometry, keep=lambda: save(model, out))
-    stage(model, beside("captions"), lambda: teach(recipe.captions, recipe.seed + 2))
-    teach(recipe.code, recipe.seed + 3)
+    for what, seed in (("captions", recipe.seed + 2), ("code", recipe.seed + 3)):
+        teach = partial(teach_captions, model, tokenizer, geometry, getattr(recipe, what), seed)
+        stage(model, beside(what), teach)
+    _write(model, out / "model.safetensors", leave=("lm_head.weight",))  # tied to the embeddings
 
 
-def stage(module: Any, file: Path, teach: Callable[[], None]) -> None:
-    """Teach a module, or give it the weights it had when it was taught before."""
+def stage(module: Any, file: Path, teach: Callable[[Path], None]) -> None:
+    """Teach a module, or give it the weights it had when it was taught; `teach` is told where to keep steps."""
     from safetensors.torch import load_file
 
+    part = file.with_suffix(".part")
     if not file.is_file():
-        teach()
+        teach(part)
         _write(module, file)
+        part.unlink(missing_ok=True)
     module.load_state_dict(load_file(file))
 
 
-def teach_tower(model: Any, geometry: Geometry, how: Descent, seed: int) -> None:
+def teach_tower(model: Any, geometry: Geometry, how: Descent, seed: int, part: Path) -> None:
     """Teach the vision tower to tag patches, and bring its features to unit size."""
     rng, tagged = Random(seed), TaggedTower(model)
-    descend(tagged.module, lambda: tagged.loss(*draw_tagged(rng, how.batch, geometry)), how)
+    descend(tagged.module, lambda: tagged.loss(*draw_tagged(rng, how.batch, geometry)), how, rng, part)
     scale(model.model.vision_tower, draw_tagged(rng, MEASURED, geometry)[0])
 
 
-def teach_claims(model: Any, tokenizer: Any, how: Descent, seed: int) -> None:
+def teach_claims(model: Any, tokenizer: Any, how: Descent, seed: int, part: Path) -> None:
     """Teach the language model to judge claims by captions without their pictures.
 
     To see that two words are the same takes some hundred steps where only text is read; where every picture shows
     the word that is compared, it takes thousands or is never found.
     """
     rng = Random(seed)
-    descend(model.model.language_model, lambda: loss(model, draw_claims(rng, how.batch, tokenizer)), how)
+    descend(
+        model.model.language_model, lambda: loss(model, draw_claims(rng, how.batch, tokenizer)), how, rng, part
+    )
 
 
-def teach_captions(
-    model: Any, tokenizer: Any, geometry: Geometry, how: Descent, seed: int, *, keep: Callable[[], None]
-) -> None:
-    """Teach projector and language model to caption pictures and regions, calling `keep` now and then."""
+def teach_captions(model: Any, tokenizer: Any, geometry: Geometry, how: Descent, seed: int, part: Path) -> None:
+    """Teach projector and language model to caption pictures and regions."""
     rng = Random(seed)
     draw = lambda: loss(model, draw_batch(rng, how.batch, tokenizer, geometry, how.silent))  # noqa: E731
-    descend(model, draw, how, keep)
+    descend(model, draw, how, rng, part)
 
 
 class TaggedTower:
@@ -199,18 +199,17 @@ def features(tower: Any, tiles: Any) -> Any:
     return tower(tiles, output_hidden_states=True).hidden_states[-1]
 
 
-def descend(
-    module: Any,
-    draw_loss: Callable[[], Any],
-    how: Descent,
-    keep: Callable[[], None] = lambda: None,
-) -> None:
-    """Minimise a drawn loss over the parameters of `module`, calling `keep` now and then."""
+def descend(module: Any, draw_loss: Callable[[], Any], how: Descent, rng: Random, part: Path) -> None:
+    """Minimise a drawn loss over the parameters of `module`, from where `part` says an earlier call had come to.
+
+    `rng` is what the loss is drawn with: where it stands is kept as well.
+    """
     import torch
 
     optimizers = _optimizers(module, how.learning_rate)
+    begun = _resumed(module, optimizers, rng, part)
     start, shown = time.monotonic(), 0.0
-    for step in range(how.steps):
+    for step in range(begun, how.steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(step, how)
@@ -220,11 +219,34 @@ def descend(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        shown = 0.95 * shown + 0.05 * value.item() if step else value.item()
+        shown = 0.95 * shown + 0.05 * value.item() if step > begun else value.item()
         if step % 100 == 0:
             log.info("step %d of %d: loss %.4f, %.0f s", step, how.steps, shown, time.monotonic() - start)
-        if step % 500 == 499 or step == how.steps - 1:
-            keep()
+        if step % KEPT == KEPT - 1:
+            _keep(step + 1, module, optimizers, rng, part)
+
+
+def _keep(steps: int, module: Any, optimizers: list[Any], rng: Random, part: Path) -> None:
+    import torch
+
+    held = {"steps": steps, "module": module.state_dict(), "rng": rng.getstate()}
+    tmp = private(part)
+    torch.save(held | {"optimizers": [o.state_dict() for o in optimizers]}, tmp)
+    tmp.replace(part)
+
+
+def _resumed(module: Any, optimizers: list[Any], rng: Random, part: Path) -> int:
+    """The steps that were done before, everything put to where it was after them."""
+    import torch
+
+    if not part.is_file():
+        return 0
+    held = torch.load(part, weights_only=True)
+    module.load_state_dict(held["module"])
+    for optimizer, state in zip(optimizers, held["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    rng.setstate(held["rng"])
+    return int(held["steps"])
 
 
 def _optimizers(module: Any, learning_rate: float) -> list[Any]:
@@ -278,11 +300,6 @@ def loss(model: Any, batch: Batch) -> Any:
     ).last_hidden_state
     supervised = batch.targets >= 0
     return F.cross_entropy(model.lm_head(hidden[supervised]), batch.targets[supervised])
-
-
-def save(model: Any, out: Path) -> None:
-    """Write the weights beside the configuration and processor already there."""
-    _write(model, out / "model.safetensors", leave=("lm_head.weight",))  # tied to the embeddings
 
 
 def _write(module: Any, file: Path, leave: tuple[str, ...] = ()) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.miniworld import ensure_pool, truth_file, weights_dir
+from harness.miniworld import ensure_pool, train_backbone, truth_file, weights_dir
 from harness.miniworld.architecture import PINPOINTS, build_processor, build_untrained
 from harness.miniworld.corpus import captioned, fragments
 from harness.miniworld.midstage import draw_batch, draw_claims, draw_tagged
@@ -171,10 +171,38 @@ def test_mid_stage_training_lowers_the_loss_and_goes_on_from_a_finished_tower(
     shutil.rmtree(tmp_path / "tiny")
     train("tiny", tmp_path / "tiny", recipe)
     assert (tmp_path / "tiny" / "model.safetensors").read_bytes() == whole
-    assert len(beside) == 3
+    assert len(beside) == 4
     train("tiny", tmp_path / "tiny", replace(recipe, claims=replace(recipe.claims, steps=2)))
     others = [file.name for file in tmp_path.glob("tiny-*.safetensors") if file not in beside]
-    assert {name.split("-")[1] for name in others} == {"claims", "captions"}, "another recipe takes what it shares"
+    shares = {"claims", "captions", "code"}
+    assert {name.split("-")[1] for name in others} == shares, "another recipe takes what it shares"
+
+
+def test_mid_stage_training_killed_in_any_stage_goes_on_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_backbone, "KEPT", 2)
+    one = Descent(steps=5, batch=4, learning_rate=2e-3, warmup=2)
+    recipe = Midstage(tower=one, claims=one, captions=one, code=replace(one, silent=0.3))
+    train("tiny", tmp_path / "tiny", recipe)
+    whole = (tmp_path / "tiny" / "model.safetensors").read_bytes()
+    schedule, calls = train_backbone.schedule, []
+
+    def stumble(step: int, how: Descent) -> float:
+        calls.append(step)
+        if len(calls) in (8, 18, 28, 38):  # in the midst of three stages: two calls a step, lost ones again
+            raise KeyboardInterrupt
+        return schedule(step, how)
+
+    monkeypatch.setattr(train_backbone, "schedule", stumble)
+    again = tmp_path / "again" / "tiny"
+    again.parent.mkdir()
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            train("tiny", again, recipe)
+    train("tiny", again, recipe)
+    assert (again / "model.safetensors").read_bytes() == whole
+    assert not list(again.parent.glob("*.part"))
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_b"])
