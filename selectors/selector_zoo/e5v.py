@@ -21,7 +21,6 @@ from harness.api import Features, PassRef, Pool, Scores, Selection, Selector, ra
 from harness.errors import HarnessError
 from harness.keys import seeded_order
 from harness.types import OMIT_DEFAULT, Json
-from llava_train.tiles import VIEWS
 from selector_zoo.bands import keep_band
 from selector_zoo.kmeans import Rows, spherical_kmeans
 from selector_zoo.prompts import PromptPack, load_pack
@@ -69,7 +68,7 @@ class E5vSelectorConfig:
             "mode": ("similarity", "cluster"),
             "tie": ("hash", "index"),
             "scope": SCOPES,
-            "views": VIEWS,
+            "views": ("checkpoint", "single"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:

@@ -89,7 +89,7 @@ def test_ties_are_broken_by_seed_and_not_by_place(tmp_path: Path) -> None:
     ("name", "settings", "hint"),
     [
         ("length", {"part": "answer"}, "response, instruction, total"),
-        ("clip_score", {"direction": "up"}, "neither top nor mid"),
+        ("clip_score", {"direction": "up"}, "is none of top, mid, threshold"),
         ("random", {"nest": True}, "Did you mean 'nested'"),
     ],
 )
