@@ -75,7 +75,7 @@ class ClipPass(FeaturePass):
         cosine = (np.repeat(image, np.diff(bounds), axis=0) * text).sum(axis=1).astype(np.float32)
         best = [a + int(np.argmax(cosine[a:b])) for a, b in pairwise(bounds.tolist())]
         text, cosine = text[best], cosine[best]
-        for row in np.flatnonzero(np.isnan(cosine)).tolist():
+        for row in np.flatnonzero(~np.isfinite(cosine)).tolist():
             reasons.setdefault(row, "not_finite")
         columns = {"image": image.astype(np.float16), "text": text.astype(np.float16), "cosine": cosine}
         return columns, [reasons.get(row, "") for row in range(len(records))]
