@@ -142,7 +142,8 @@ def _add_pass(plan: Plan, cell: Cell, ref: PassRef) -> str:
         "pool": pool.digest,
     }
     settings: dict[str, Json] = {"pool_path": pool.path, "model_path": ""}
-    settings |= {"shard": plan.shard, "processes": plan.processes}
+    shards = -(-pool.n // plan.shard)  # a process without a shard would hold a GPU for nothing
+    settings |= {"shard": plan.shard, "processes": min(plan.processes, shards)}
     inputs: dict[str, str] = {}
     if ref.model == "warm":
         inputs["train.model"] = _add_warm_up(plan, cell, ref.warm_up)

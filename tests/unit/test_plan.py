@@ -122,6 +122,18 @@ def test_how_a_run_is_carried_out_is_not_in_its_keys(cell: Cell) -> None:
     assert list(make_plan([cell]).stages) == list(make_plan([other], shard=7, processes=3).stages)
 
 
+def test_a_pass_has_no_more_processes_than_shards(cell: Cell) -> None:
+    cell = replace(cell, selector=selector_spec("ppl_mid", {}))
+
+    def planned(shard: int) -> list[object]:
+        stages = make_plan([cell], shard=shard, processes=3).stages.values()
+        return [s.settings["processes"] for s in stages if s.kind == "features"]
+
+    assert planned(cell.pool.n) == [1]
+    assert planned(cell.pool.n - 1) == [2]
+    assert planned(1) == [3]
+
+
 def test_what_decides_a_number_is_in_its_key(cell: Cell) -> None:
     def last(changed: Cell) -> str:
         return next(reversed(make_plan([changed]).stages))
