@@ -77,9 +77,13 @@ class ClipScore(Selector):
         return {"score": cosine}
 
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
-        """The highest scores, of the pool or of each source."""
+        """The highest scores, of the pool or of each source; with a threshold, what misses it is topping up."""
         c = self.config
-        return keep_band(pool, scores["score"], n, seed, band="top", tie=c.tie, scope=c.scope)
+        kept = keep_band(pool, scores["score"], n, seed, band="top", tie=c.tie, scope=c.scope)
+        if c.direction != "threshold":
+            return kept
+        missed = int(np.count_nonzero(scores["score"][kept.positions] != 1))
+        return Selection(positions=kept.positions, card={**kept.card, "n_topup": missed})
 
 
 def medians(pool: Pool, values: npt.NDArray[np.float32], scope: str) -> npt.NDArray[np.float32]:

@@ -23,7 +23,7 @@ from harness.keys import seeded_order
 from harness.types import OMIT_DEFAULT, Json
 from selector_zoo.bands import keep_band
 from selector_zoo.kmeans import Rows, spherical_kmeans
-from selector_zoo.prompts import PromptPack, load_pack
+from selector_zoo.prompts import PromptPack, load_pack, text_digest
 from selector_zoo.shares import SCOPES, largest_remainder, place_in_group
 
 Floats = npt.NDArray[np.float64]
@@ -124,8 +124,7 @@ class E5v(Selector):
     def select(self, pool: Pool, scores: Scores, features: Features, n: int, seed: int) -> Selection:
         """The highest cosines; or of every cluster those nearest to its centroid, as many as its share."""
         c: E5vSelectorConfig = self.config
-        prompts = prompt_pack(c.prompts).official or "own"
-        card: dict[str, Json] = {"mode": c.mode, "prompts": prompts}
+        card: dict[str, Json] = {"mode": c.mode, "prompts": self._prompts()}
         if c.mode == "similarity":
             plain = keep_band(pool, scores["score"], n, seed, band="top", tie=c.tie, scope=c.scope)
             return Selection(positions=plain.positions, card={**plain.card, **card})
@@ -141,6 +140,12 @@ class E5v(Selector):
         rest = order[cluster[order] < 0][: n - len(chosen)]
         card |= {"n_nan": int((cluster < 0).sum()), "n_topup": len(rest), "n_clusters": len(sizes)}
         return Selection(positions=np.concatenate([chosen, rest]).astype(np.int32), card=card)
+
+    def _prompts(self) -> dict[str, Json]:
+        """Whether the model was asked in the published words (`official`) or in our `own`, with digests."""
+        pack = prompt_pack(self.config.prompts)
+        digests = {name: text_digest(pack.template(name)) for name in ("image", "text")}
+        return {"words": "official" if pack.official == "e5v" else "own", **digests}
 
     def _clustered(self, pool: Pool, features: Features, k: int) -> Scores:
         c: E5vSelectorConfig = self.config

@@ -45,7 +45,7 @@ class IconsConfig:
     """Whether tasks of `targets` named like a benchmark that has no samples but those it scores (mmstar, mmvet,
     blink, mme, ocrbench) vote; they are left out otherwise."""
     raw_tasks: list[str] = field(default_factory=lambda: ["mme"])
-    """Tasks whose samples count by the length of their gradients, as the release does it for MME."""
+    """Tasks whose samples count by the length of their gradients, as the release does it for MME; however spelt."""
     model: str = "warm"
     """`warm` (after a warm-up on a random part), `mid` (the backbone before SFT), a folder, or a pinned hub id."""
     sharing: str = "shared"
@@ -90,7 +90,7 @@ class Icons(Selector):
     """Keep the samples most target tasks vote for."""
 
     name = "icons"
-    version = 2
+    version = 3
     Config = IconsConfig
     nested = False
     uncertain = ("target tasks and warm-up of row ICONS of arXiv 2503.13383 are not published",)
@@ -129,7 +129,8 @@ class Icons(Selector):
         parts, part = self._parts(pool)
         columns = features.get("targets", features["gradients"])
         means = task_means(columns["gradient"], part, len(parts))
-        raw = [i for i, name in enumerate(parts) if _task(name) in self.config.raw_tasks]
+        raw_tasks = {_plain(name) for name in self.config.raw_tasks}
+        raw = [i for i, name in enumerate(parts) if _plain(_task(name)) in raw_tasks]
         if raw:
             means[raw] = task_means(columns["gradient"], part, len(parts), columns["norm_projected"])[raw]
         by_part = influence(features["gradients"]["gradient"], means)
@@ -204,7 +205,12 @@ def _tasks(parts: list[str]) -> list[str]:
 
 def scored(tasks: list[str]) -> list[str]:
     """Those of some tasks that are named like a benchmark with a test set only."""
-    return [task for task in tasks if re.sub("[^a-z]", "", task.lower()) in TEST_ONLY]
+    return [task for task in tasks if _plain(task) in TEST_ONLY]
+
+
+def _plain(task: str) -> str:
+    """A task's name without what people write differently: capitals, dashes, blanks."""
+    return re.sub("[^a-z0-9]", "", task.lower())
 
 
 def votes(values: Floats, share: Fraction) -> npt.NDArray[np.float64]:

@@ -216,6 +216,8 @@ def test_a_threshold_is_met_by_chance_and_missed_in_order(pool: Pool) -> None:
     kept = [set(chosen.select(pool, scores, {}, 3, seed).positions.tolist()) for seed in range(20)]
     assert set.union(*kept) == set(range(6)), "any of those that agree well enough"
     assert set(chosen.select(pool, scores, {}, 8, 0).positions.tolist()) == set(range(8))
+    filled = [chosen.select(pool, scores, {}, n, 0).card["n_topup"] for n in (6, 8, 10)]
+    assert filled == [0, 2, 4]
 
 
 def test_a_padded_picture_is_seen_whole(folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from selector_zoo.e5v import E5v, E5vSelectorConfig, nearness, prompt_pack
 from selector_zoo.kmeans import spherical_kmeans
 from selector_zoo.passes.e5v import SENTENCE, E5vConfig, E5vPass
 from selector_zoo.passes.e5v_model import load_embedder
+from selector_zoo.prompts import OFFICIAL
 from selector_zoo.shares import largest_remainder
 
 from harness.api import PassContext, Pool
@@ -124,6 +125,34 @@ def test_each_embedding_of_a_batch_is_the_lone_one(pool: Pool, opened: Open, pac
         assert (np.sum(together * np.array(alone), axis=1) > 0.9999).all()
         cosines = together @ together.T
         assert cosines[~np.eye(4, dtype=bool)].max() < 0.9999  # or the test above says nothing
+
+
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize(("text", "said"), [("qa", "{q} {a}"), ("q", "{q}"), ("a", "{a}")])
+def test_the_picture_is_set_against_the_first_turn(
+    tmp_path: Path, folders: dict[str, Path], pack: str, text: str, said: str
+) -> None:
+    """Question and answer, either alone; no later turn, and no more than so many tokens."""
+    words = {"q": "What colour is the circle?", "a": "The circle is red."}
+    turns = [
+        {"from": "human", "value": f"<image>\n{words['q']}"},
+        {"from": "gpt", "value": words["a"]},
+        {"from": "human", "value": "And the square?"},
+        {"from": "gpt", "value": "Blue."},
+    ]
+    with PoolWriter(tmp_path / "pool", "one") as writer:
+        assert writer.add(raw_record(0) | {"conversations": turns}, lambda key: png(0))
+    for most in (512, 2):
+        feature = make(folders[pack], pack, text=text, text_tokens=most, joint=True)
+        embed, c = feature._embedder, feature.config
+        read = embed.shortened(said.format(**words), most)
+        assert (read == said.format(**words)) == (most == 512)
+        seen = embed.images([writer.pool().image("0.png")], c.image_prompt)[0].astype(float)
+        heard = embed.texts([c.text_prompt.replace(SENTENCE, read)])[0].astype(float)
+        found, _ = feature.run(writer.pool(), 0, 1)
+        assert found["cosine"][0] == pytest.approx(float(seen @ heard), abs=1e-4)
+        both = (seen + heard) / np.linalg.norm(seen + heard)
+        np.testing.assert_allclose(found["joint"][0], both, atol=2e-3)
 
 
 def test_embeddings_are_last_states_of_the_stock_llava_next(pool: Pool, folders: Any, opened: Open) -> None:
@@ -352,9 +381,11 @@ def test_the_highest_cosines_and_text_alone_last(fifty: Pool) -> None:
     assert set(kept(made, fifty, {"cosine": cosine}, 50)[48:]) == {7, 49}
     scores = made.score(fifty, {"e5v": {"cosine": cosine}})
     card = made.select(fifty, scores, {}, 49, 0).card
-    assert (card["n_nan"], card["n_topup"], card["prompts"]) == (2, 1, "own")
+    said: Any = card["prompts"]
+    assert (card["n_nan"], card["n_topup"], said["words"]) == (2, 1, "own")
     assert "similarity or clusters" in str(made.uncertain)
-    assert chosen(prompts="e5v").select(fifty, scores, {}, 3, 0).card["prompts"] == "e5v"
+    official = chosen(prompts="e5v").select(fifty, scores, {}, 3, 0).card["prompts"]
+    assert official == {"words": "official", **OFFICIAL["e5v"]}
 
 
 def test_shares_of_clusters_by_hand() -> None:

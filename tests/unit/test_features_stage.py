@@ -20,7 +20,7 @@ from harness import registry
 from harness.api import FeaturePass
 from harness.errors import HarnessError
 from harness.keys import stage_key
-from harness.pool import Pool
+from harness.pool import Pool, open_pool
 from harness.registry import Plugin
 from harness.stages import features as stage_module
 from harness.stages.features import read_columns
@@ -254,3 +254,9 @@ def test_a_card_counts_what_passes_could_not_read_or_had_to_cut(
     assert card["failed"] == {"words": {"odd": 5}}
     assert card["truncated"] == {"words": 14}
     assert (card["n"], card["n_nan"], card["n_topup"], card["n_truncated"]) == (12, 0, 0, 0)
+    pool = open_pool(str(stage.settings["pool_path"]))
+    kept = [pool.record(int(i)) for i in np.load(store.at(select).out / "positions.npy")]
+    assert card["by_source"] == {s: sum(r.source == s for r in kept) for s in sorted({r.source for r in kept})}
+    assert card["mean"]["n_turns"] == pytest.approx(sum(len(r.conversations) for r in kept) / 12, abs=1e-4)
+    assert card["mean"]["n_images"] == pytest.approx(sum(len(r.images) for r in kept) / 12, abs=1e-4)
+    assert card["distinct_images"] <= 12

@@ -209,11 +209,11 @@ def test_the_pools_own_sources_are_the_tasks(pool: Pool) -> None:
 
 
 def test_targets_are_tasks_with_parts(pool: Pool, tmp_path: Path) -> None:
-    """The larger part counts; parts of MME by the length of their gradients."""
+    """The larger part counts; parts of MME by the length of their gradients, however it is spelt."""
     from harness.pool_write import PoolWriter
     from tests.support import png
 
-    names = ["vqa", "mme/colour", "mme/count", "vqa", "mme/colour"]
+    names = ["vqa", "MME/colour", "MME/count", "vqa", "MME/colour"]
     with PoolWriter(tmp_path / "targets", "targets") as writer:
         for i, name in enumerate(names):
             assert writer.add(raw_record(i) | {"data_source": name}, lambda key: png(int(key[:-4])))
@@ -231,7 +231,7 @@ def test_targets_are_tasks_with_parts(pool: Pool, tmp_path: Path) -> None:
         (made(targets=icons.config.targets, raw_tasks=[], allow_eval_leak=True), False),
     ):
         found = chosen.score(pool, columns)["influence"]
-        mme = plain.influences(pool_rows, (raw if scaled else rows).tolist(), names)["mme"]
+        mme = plain.influences(pool_rows, (raw if scaled else rows).tolist(), names)["MME"]
         vqa = plain.influences(pool_rows, rows.tolist(), names)["vqa"]
         np.testing.assert_allclose(found, np.array([mme, vqa]).T, rtol=1e-5, atol=1e-6)
 
@@ -296,7 +296,12 @@ def test_what_is_asked_for() -> None:
     assert (adam.config["form"], plain_targets.config["form"]) == ("adam", "sgd")
     for warm_up in (warm_ups.SHARED, warm_ups.ICONS):
         spec: dict[str, Any] = dict(warm_up.recipe)
-        assert TrainSpec(**spec).lora_rank == 128
+        recipe = TrainSpec(**spec)
+        assert (recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout) == (128, 256, 0.05)
+        assert (recipe.learning_rate, recipe.schedule, recipe.warmup) == (2e-4, "cosine", 0.03)
+        assert warm_up.budget == "5%"
+    spec = dict(warm_ups.ICONS.recipe)
+    assert (TrainSpec(**spec).global_batch, TrainSpec(**spec).epochs) == (128, 1.0)
 
 
 def test_nothing_to_agree_with_is_an_error(pool: Pool) -> None:

@@ -121,6 +121,12 @@ def test_the_card_says_whose_words_were_asked(
     assert said == {"words": "official", "inference": "released", **known}
 
 
+def test_styles_that_are_none_of_the_nine_are_counted(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "pool", ["d"] * 3)
+    features = columns({A: [5, 5, 4]}, ["haiku", STYLES[8], f"riddle, {STYLES[1]}"])
+    assert select(make(capabilities=[A]), pool, features, 2).card["n_style_other"] == 2
+
+
 def test_a_capability_that_runs_out_leaves_its_share_to_the_others(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "pool", ["d"] * 5)
     features = columns({A: [1, 0, 0, 0, 0], B: [3] * 5}, [MC] * 5)

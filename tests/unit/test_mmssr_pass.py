@@ -28,7 +28,6 @@ from selector_zoo.prompts import CAPABILITIES, STYLES
 
 from harness.api import PassContext
 from harness.errors import HarnessError
-from harness.miniworld import vocabulary
 from harness.pool import IMAGE_TOKEN, Pool, Record
 from harness.pool_write import PoolWriter
 from llava_train.chat import encode, specials
@@ -208,6 +207,8 @@ def test_conversations_are_flattened_as_released() -> None:
     assert plain == "Question: What is it? Answer: "
     hint = [("human", "<image>\nHint: Pick one.\nQuestion: Which?"), ("gpt", "A")]
     assert flattened(hint, Spelling()) == "<image>\nHint: Pick one.\nQuestion: Which? Answer: A"
+    bare = [("human", "Hint: Pick one.\nQuestion: Which?"), ("gpt", "A")]
+    assert flattened(bare, Spelling()) == "Hint: Pick one.\nQuestion: Which? Answer: A"
     assert flattened([("human", "list"), ("gpt", "x")], Spelling(clean="charset")) == "Question: l Answer: x"
     system = [("system", "Be kind."), ("human", "Who?"), ("gpt", "I.")]
     assert flattened(system, Spelling()) == "Question: Who? Answer: I."
@@ -245,8 +246,18 @@ def test_styles_are_read_in_order_and_once() -> None:
     assert normal_styles(STYLES) == STYLES
 
 
-def test_the_words_are_those_of_miniworld() -> None:
-    assert (CAPABILITIES, STYLES) == (vocabulary.CAPABILITIES, vocabulary.STYLES)
+def test_capabilities_and_styles_are_the_published_ones_in_their_order() -> None:
+    """The order decides: capabilities take turns in it. README of the released code, and its style list."""
+    assert "; ".join(CAPABILITIES) == (
+        "object spatial understanding; attribute identification; logical deduction; scene understanding; "
+        "fine-grained recognition; language generation; in-context learning; comparative analysis; "
+        "activity recognition; causal reasoning; humanities; stem knowledge; data understanding; "
+        "optical character recognition"
+    )
+    assert "; ".join(STYLES) == (
+        "multi-choice; coordinate; yes/no; word/short-phrase; short description; detailed description; "
+        "comparison; chain-of-thought; specified style"
+    )
 
 
 def test_what_cannot_be_asked_is_a_failure_by_name(tmp_path: Path, pool: Pool, feature: MmssrPass) -> None:
@@ -309,6 +320,7 @@ def test_settings_come_from_a_pack() -> None:
     released = MmssrConfig(**asking("own", styles=False, released=True))
     assert MmssrConfig() == own
     assert (released.styles, released.clean, released.image, released.view) == ("", "charset", "inline", "squash")
+    assert released.max_new_tokens == 1024
     assert IMAGE_TOKEN not in own.score + own.styles
 
 

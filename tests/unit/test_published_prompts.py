@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from selector_zoo import prompts
+from selector_zoo.passes import llava_chat
 from selector_zoo.prompts import (
     CAPABILITIES,
     OFFICIAL,
@@ -152,6 +153,16 @@ def test_every_published_pack_has_an_origin() -> None:
     assert set(ORIGINS) == set(OFFICIAL)
     assert all(len(o.commit) == 40 for o in ORIGINS.values())
     assert all(len(sha) == 64 for known in OFFICIAL.values() for sha in known.values())
+
+
+def test_the_published_words_are_known_by_their_digests() -> None:
+    """As read from the projects that published them; a digest that drifts would call other words official."""
+    known = {f"{name}/{part}": sha for name, parts in OFFICIAL.items() for part, sha in parts.items()}
+    assert known["mmssr/score"] == "33e4af5c31384e85a4cff30f710922e16ba99f5df661a9c437ecc849738551d4"
+    assert known["mmssr/styles"] == "670d1cd4c8d01952a743c7956289fe46f62e0118c5b64c129e7f85da7d2196d2"
+    assert known["deita/complexity"] == "7d3b818c0530b64aee6c2b422157fc0cc2fc4f05bc00090481f00ad812ab23f7"
+    assert known["deita/quality"] == "5f9fec526d8855b581327d0cfe2346b74de9f2e439b84e3d560056841acef265"
+    assert known["vicuna/system"] == text_digest(llava_chat.SYSTEM)
 
 
 @pytest.mark.usefixtures("knitting")
