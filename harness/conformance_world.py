@@ -64,11 +64,14 @@ class World:
     def make(cls, folder: Path, spec: SelectorSpec, n: int) -> World:
         """Generate a miniworld pool of `n` samples and run the selector's passes over it.
 
-        Raises HarnessError where a pass or the model it names is not here.
+        What is wrong with the samples is thrown away, so that nothing can look it up. Raises HarnessError where a
+        pass or the model it names is not here.
         """
-        from harness.miniworld import ensure_pool
+        from harness.miniworld import ensure_pool, truth_file
 
         pool = open_pool(ensure_pool(n, 0, folder / "world"))
+        truth_file(Path(pool.path)).unlink(missing_ok=True)
+        Path(pool.path).with_name("teachers.parquet").unlink(missing_ok=True)
         for ref in make_selector(spec).needs():
             measure(ref, _pass_pool(ref, pool), folder)
         return cls(folder=folder, spec=spec, pool=pool)

@@ -12,19 +12,21 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from harness.errors import HarnessError
 from harness.files import private
 from harness.keys import seed64
 from harness.miniworld import teachers
 from harness.miniworld.defects import SHARES, repeat, spoil
-from harness.miniworld.render import picture
+from harness.miniworld.render import picture, width_of
+from harness.miniworld.scenes import Scene
 from harness.miniworld.sources import SOURCES, Sample, draw_sample, quotas
 from harness.pool import IMAGE_TOKEN
 from harness.pool_write import PoolWriter
 
-VERSION: Final = 6
-"""Raised when the same size and seed would give another pool or other questions."""
+VERSION: Final = 7
+"""Raised when the same size and seed would give another pool."""
 
 
 def ensure_pool(n: int = 8000, seed: int = 0, root: Path = Path("runs/miniworld")) -> Path:
@@ -124,7 +126,13 @@ def _picture(sample: Sample, key: str) -> bytes:
     """The bytes of the picture a sample shows."""
     if sample.shown is None:
         raise KeyError(key)
-    return picture(sample.shown, Random(sample.render_seed), "pool")[1]
+    return draw_picture(sample.shown, sample)[1]
+
+
+def draw_picture(shown: Scene, sample: Sample) -> tuple[Image.Image, bytes]:
+    """A scene's picture as a sample has it, and its bytes: as wide as one of what the questions are about."""
+    width = width_of(sample.scene) if sample.scene else 0
+    return picture(shown, Random(sample.render_seed), "pool", width)
 
 
 def _truth(sample: Sample, uid: str, uids: list[str]) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.miniworld.build import draw_pool
-from harness.miniworld.render import picture
+from harness.miniworld.build import draw_picture, draw_pool
 from harness.miniworld.sources import SOURCES, Sample
 
 CELL: Final = (232, 190)
 COLUMNS: Final = 5
 ZOOM: Final = 2
-DEFECTS: Final = {"": "sound", "duplicate": "near-duplicate", "wrong": "wrong answer", "off_topic": "off topic"}
+FAMILIES: Final = ("charts_qa", "shapes_qa", "print_qa")
+"""Sources of the near-duplicates shown."""
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Sample]]]) -> Image.Image:
@@ -37,7 +37,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[Sample]]]) -> Image.Image:
 def _cell(page: Image.Image, at: tuple[int, int], sample: Sample) -> None:
     x, y = at
     if sample.shown is not None:
-        image = picture(sample.shown, Random(sample.render_seed), "pool")[0]
+        image = draw_picture(sample.shown, sample)[0]
         page.paste(image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST), at)
     lines = [line for t in sample.turns for part in (t.text, f"> {t.answer}") for line in part.split("\n")]
     text = "\n".join(w for line in lines for w in textwrap.wrap(line, 40))
@@ -52,15 +52,17 @@ def by_source(pool: Sequence[Sample]) -> Image.Image:
 
 
 def by_defect(pool: Sequence[Sample]) -> Image.Image:
-    """One sample of several sources for every planted defect; near-duplicates stand beside their original."""
-    rows = []
-    for name, title in DEFECTS.items():
-        if name != "duplicate":
-            one_a_source = {s.source: s for s in pool if s.defect == name}
-            rows.append((title, list(one_a_source.values())))
-    copies = [s for s in pool if s.defect == "duplicate" and s.source == "charts_qa"]
-    family = [pool[copies[0].original], *(s for s in copies if s.original == copies[0].original)]
-    return sheet([*rows, (DEFECTS["duplicate"], family)])
+    """Wrong and off-topic samples of every source, and families of near-duplicates beside their original."""
+    rows: list[tuple[str, Sequence[Sample]]] = []
+    for name, title in (("wrong", "wrong\nanswer"), ("off_topic", "off topic")):
+        one_a_source = {s.source: s for s in pool if s.defect == name}
+        shown = [one_a_source[source] for source in SOURCES]
+        rows += [(title, shown[at : at + COLUMNS]) for at in range(0, len(shown), COLUMNS)]
+    for source in FAMILIES:
+        copies = [s for s in pool if s.defect == "duplicate" and s.source == source]
+        family = [s for s in copies if s.original == copies[0].original]
+        rows.append(("an original\nand its near-\nduplicates", [pool[copies[0].original], *family]))
+    return sheet(rows)
 
 
 def main() -> None:

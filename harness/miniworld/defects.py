@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Final
 
 from harness.miniworld.questions import kind
-from harness.miniworld.scenes import DRAW
+from harness.miniworld.render import SIDE, width_of
+from harness.miniworld.scenes import DRAW, Scene
 from harness.miniworld.sources import Sample
 
 SHARES: Final = {"": 0.5, "duplicate": 0.18, "wrong": 0.16, "off_topic": 0.16}
@@ -17,15 +19,24 @@ COPIES: Final = 8
 
 
 def spoil(sample: Sample, defect: str, rng: Random) -> Sample:
-    """The sample with wrong answers, or with another picture than its questions are about.
+    """The sample with wrong answers, or with another picture than its questions are about, of the same size.
 
-    A sample without a picture cannot be off topic and gets wrong answers instead.
+    A sample without a picture stays as it is: what is wrong with it would be found by reading alone.
     """
-    if defect == "off_topic" and sample.scene is not None:
+    if sample.scene is None:
+        return sample
+    if defect == "off_topic":
         others = [k for k in DRAW if k != kind(sample.scene)]
-        return replace(sample, defect=defect, shown=DRAW[rng.choice(others)](rng))
+        return replace(sample, defect=defect, shown=_narrow(DRAW[rng.choice(others)], rng))
     turns = tuple(replace(t, answer=t.wrong) for t in sample.turns)
     return replace(sample, defect="wrong", turns=turns)
+
+
+def _narrow(draw: Callable[..., Scene], rng: Random) -> Scene:
+    """A scene whose picture is not wide; it is widened where the one it replaces is."""
+    while width_of(scene := draw(rng)) > SIDE:
+        pass
+    return scene
 
 
 def repeat(samples: list[Sample], places: list[int], rng: Random) -> None:
@@ -36,7 +47,8 @@ def repeat(samples: list[Sample], places: list[int], rng: Random) -> None:
     replaced = set(places)
     for source in {samples[p].source: None for p in places}:
         mine = [p for p in places if samples[p].source == source]
-        sound = [i for i, s in enumerate(samples) if s.source == source and not s.defect and i not in replaced]
+        alike = [i for i, s in enumerate(samples) if s.source == source and s.shown is not None]
+        sound = [i for i in alike if not samples[i].defect and i not in replaced]
         originals = sound[: 1 + len(mine) // COPIES]
         for place in mine if originals else ():
             original = rng.choice(originals)

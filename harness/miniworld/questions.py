@@ -25,10 +25,15 @@ class Question:
     skill: str
     key: str = ""
     """The bare answer, where the answer wraps it (an option, a chain of thought)."""
+    about: tuple[str, ...] = ()
+    """What of the picture the question names, as far as other questions could name it, too."""
+    values: tuple[str, str] = ("", "")
+    """What the right and the wrong answer say of it."""
 
 
-def short(text: str, answer: object, wrong: object, skill: str) -> Question:
-    return Question(text, str(answer), str(wrong), "word/short-phrase", skill, str(answer))
+def short(text: str, answer: object, wrong: object, skill: str, *about: str) -> Question:
+    said = (str(answer), str(wrong))
+    return Question(text, *said, "word/short-phrase", skill, str(answer), about, said)
 
 
 def other(rng: Random, value: str, options: tuple[str, ...]) -> str:
@@ -53,19 +58,19 @@ def other_text(rng: Random, text: str) -> str:
 def colour(scene: Shapes, rng: Random) -> Question:
     item = rng.choice(scene.items)
     text = rng.choice(("What colour is the {}?", "Which colour does the {} have?")).format(item.shape)
-    return short(text, item.colour, other(rng, item.colour, tuple(COLOURS)), "colour")
+    return short(text, item.colour, other(rng, item.colour, tuple(COLOURS)), "colour", item.shape)
 
 
 def shape(scene: Shapes, rng: Random) -> Question:
     item = rng.choice(scene.items)
     text = rng.choice(("What shape is {}?", "Which shape has the colour {}?")).format(item.colour)
-    return short(text, item.shape, other(rng, item.shape, SHAPES), "shape")
+    return short(text, item.shape, other(rng, item.shape, SHAPES), "shape", item.colour)
 
 
 def place(scene: Shapes, rng: Random) -> Question:
     item = rng.choice(scene.items)
     text = f"Where is the {item.colour} {item.shape}?"
-    return short(text, item.place, other(rng, item.place, PLACES), "place")
+    return short(text, item.place, other(rng, item.place, PLACES), "place", item.colour, item.shape)
 
 
 def count(scene: Shapes, rng: Random) -> Question:
@@ -92,7 +97,7 @@ def _point(where: str) -> str:
 def value(scene: Chart, rng: Random) -> Question:
     name, number = rng.choice(scene.bars)
     text = rng.choice(("What is the value of the {} bar?", "How high is the {} bar?")).format(name)
-    return short(text, number, other_digit(rng, number), "value")
+    return short(text, number, other_digit(rng, number), "value", name)
 
 
 def highest(scene: Chart, rng: Random) -> Question:
@@ -105,7 +110,8 @@ def compare(scene: Chart, rng: Random) -> Question:
     low, high = sorted(rng.sample(scene.bars, 2), key=lambda b: b[1])
     first, second = rng.sample((low[0], high[0]), 2)
     text = f"Compare the {first} bar and the {second} bar. Which one is higher?"
-    return Question(text, high[0], low[0], "comparison", "compare", high[0])
+    said = (high[0], low[0])
+    return Question(text, *said, "comparison", "compare", high[0], (first, second), said)
 
 
 def difference(scene: Chart, rng: Random) -> Question:
@@ -118,8 +124,11 @@ def difference(scene: Chart, rng: Random) -> Question:
     def reckoned(h: int, value: int) -> str:
         return f"The {high[0]} bar is {h}. The {low[0]} bar is {value}. {h} - {value} = {h - value}"
 
-    right, wrong = reckoned(high[1], low[1]), reckoned(*rng.choice(misread))
-    return Question(text, right, wrong, "chain-of-thought", "difference", str(high[1] - low[1]))
+    read = ((high[1], low[1]), rng.choice(misread))
+    right, wrong = (reckoned(*pair) for pair in read)
+    values = (f"{read[0][0]} {read[0][1]}", f"{read[1][0]} {read[1][1]}")
+    key = str(high[1] - low[1])
+    return Question(text, right, wrong, "chain-of-thought", "difference", key, (high[0], low[0]), values)
 
 
 # Printed text, tables, handwriting
@@ -133,12 +142,13 @@ def read(scene: Print, rng: Random) -> Question:
 def lookup(scene: Table, rng: Random) -> Question:
     word, number = rng.choice(scene.rows)
     text = rng.choice(("What number has the row {}?", "Which number belongs to {}?")).format(word)
-    return short(text, number, other(rng, str(number), tuple("0123456789")), "lookup")
+    return short(text, number, other(rng, str(number), tuple("0123456789")), "lookup", word)
 
 
 def row(scene: Table, rng: Random) -> Question:
     word, number = rng.choice(scene.rows)
-    return short(f"Which row has the number {number}?", word, other(rng, word, WORDS), "row")
+    text = f"Which row has the number {number}?"
+    return short(text, word, other(rng, word, WORDS), "row", str(number))
 
 
 def digits(scene: Digits, rng: Random) -> Question:
@@ -212,7 +222,8 @@ def confirm(q: Question, true: bool) -> Question:
     agreed, denied = f"{offered}, as said: yes", f"{q.wrong if true else q.key}, not {offered}: no"
     answers = (agreed, denied) if true else (denied, agreed)
     text = f"yes or no: {q.text} It is said to be {offered}"
-    return Question(text, *answers, "yes/no", f"yes/no {q.skill}", "yes" if true else "no")
+    verdict = "yes" if true else "no"
+    return Question(text, *answers, "yes/no", f"yes/no {q.skill}", verdict, q.about, q.values)
 
 
 LETTERS: Final = "ABCD"

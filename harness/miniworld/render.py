@@ -46,14 +46,30 @@ def split_of(data: bytes) -> str:
     return ("pool", "pool", "tune", "report")[hashlib.blake2b(data, digest_size=1).digest()[0] % 4]
 
 
-def picture(scene: Scene, rng: Random, split: str) -> tuple[Image.Image, bytes]:
-    """A picture of a scene, and its bytes, that belongs to `split`; no picture belongs to two."""
+def width_of(scene: Scene) -> int:
+    """Width of a scene's pictures, in pixels."""
+    return SIDE * (1 + (isinstance(scene, Chart) and scene.wide))
+
+
+def picture(scene: Scene, rng: Random, split: str, width: int = 0) -> tuple[Image.Image, bytes]:
+    """A picture of a scene, and its bytes, that belongs to `split`; no picture belongs to two.
+
+    A narrower one than `width` is put in the middle, on a ground of the colour of its corner.
+    """
     for _ in range(200):
-        image = render(scene, rng)
+        image = _widened(render(scene, rng), width)
         data = encode(image)
         if split_of(data) == split:
             return image, data
     raise ValueError(f"no drawing of {scene} belongs to {split}")
+
+
+def _widened(image: Image.Image, width: int) -> Image.Image:
+    if image.width >= width:
+        return image
+    page = Image.new("RGB", (width, image.height), image.getpixel((0, 0)))
+    page.paste(image, ((width - image.width) // 2, 0))
+    return page
 
 
 def centre(place: str) -> tuple[int, int]:
@@ -100,7 +116,7 @@ def _shape(pen: ImageDraw.ImageDraw, shape: str, box: Box, ink: tuple[int, int, 
 
 
 def _chart(scene: Chart, rng: Random) -> Image.Image:
-    width, unit, base = SIDE * (1 + scene.wide), 4, SIDE - 5
+    width, unit, base = width_of(scene), 4, SIDE - 5
     image = _canvas("white", rng, width)
     pen = ImageDraw.Draw(image)
     for value in range(1, 10):  # tick marks, one a unit

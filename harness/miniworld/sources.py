@@ -8,6 +8,7 @@ from random import Random
 from typing import Final
 
 from harness.miniworld import questions as q
+from harness.miniworld.consistency import agree
 from harness.miniworld.questions import Question
 from harness.miniworld.scenes import DRAW, Scene
 
@@ -56,7 +57,7 @@ SOURCES: Final = {
     "points": Source(share=0.015, kinds=("shapes",), asks=(q.point,)),
     "instructions": Source(share=0.01, kinds=(*ANY, ""), asks=(q.styled,)),
 }
-"""In order of size; a kind of "" is a sample without a picture."""
+"""Kinds of picture are taken in turn; a kind of "" is a sample without one."""
 
 
 def quotas(n: int) -> dict[str, int]:
@@ -79,12 +80,13 @@ def draw_sample(name: str, number: int, rng: Random) -> Sample:
 
 
 def _turns(scene: Scene, kind: str, source: Source, rng: Random) -> tuple[Question, ...]:
-    """Some questions, no two of one skill: two wrong answers to one question would contradict each other."""
+    """Some questions of different skills whose wrong answers agree with each other; fewer where none do."""
     asks, n = source.asks or q.ASK[kind], rng.choice(source.turns)
-    found: dict[str, Question] = {}
+    found: list[Question] = []
     for _ in range(100):
         question = rng.choice(asks)(scene, rng)
-        found.setdefault(question.skill, question)
+        if question.skill not in {f.skill for f in found} and agree([*found, question]):
+            found.append(question)
         if len(found) == n:
             break
-    return tuple(found.values())
+    return tuple(found)

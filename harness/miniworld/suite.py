@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from harness.benchmarks import Benchmark, Suite
 from harness.errors import unknown_name
-from harness.miniworld.build import VERSION, make_once
-from harness.miniworld.documents import QUESTION_SETS, documents
+from harness.miniworld.build import make_once
+from harness.miniworld.documents import QUESTION_SETS, VERSION, documents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

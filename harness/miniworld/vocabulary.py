@@ -24,7 +24,6 @@ GROUNDS: Final = {"white": (250, 250, 250), "grey": (200, 200, 205), "black": (2
 
 SHAPES: Final = ("circle", "square", "triangle", "diamond", "cross", "ring")
 PLACES: Final = ("top left", "top right", "bottom left", "bottom right")
-SIZES: Final = ("small", "large")
 
 WORDS: Final = (
     "ant", "arm", "bag", "bat", "bed", "bee", "box", "bus", "cap", "car", "cat", "cow", "cup", "dog", "ear",
