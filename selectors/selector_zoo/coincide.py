@@ -144,7 +144,8 @@ class Coincide(Selector):
         valid = np.flatnonzero(cluster >= 0)
         _, first, sizes = np.unique(cluster[valid], return_index=True, return_counts=True)
         one_each = valid[first]
-        share = scores["transferability"][one_each] / scores["density"][one_each]
+        # Beyond eleven decimals it is rounding, which must not decide between clusters.
+        share = (scores["transferability"][one_each] / scores["density"][one_each]).round(11)
         kept, rounds = budgets(share, sizes, min(n, len(valid)), self.config.temperature)
         chosen = valid[rank[valid] < kept[cluster[valid]]]
         chosen = chosen[np.lexsort((rank[chosen], cluster[chosen], -share[cluster[chosen]]))]

@@ -45,7 +45,7 @@ class IconsConfig:
     """Whether tasks of `targets` named like a benchmark that has no samples but those it scores (mmstar, mmvet,
     blink, mme, ocrbench) vote; they are left out otherwise."""
     raw_tasks: list[str] = field(default_factory=lambda: ["mme"])
-    """Tasks whose samples count by the length of their gradients, as the release does it for MME; however spelt."""
+    """Tasks whose samples count by the length of their gradients, as in the release MME; however spelt."""
     model: str = "warm"
     """`warm` (after a warm-up on a random part), `mid` (the backbone before SFT), a folder, or a pinned hub id."""
     sharing: str = "shared"

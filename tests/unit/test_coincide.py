@@ -123,6 +123,20 @@ def test_budgets_are_those_of_the_plain_rule(data: st.DataObject) -> None:
     assert found == plain.budgets(share, sizes, n, 0.1)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_of_another_machine_changes_no_choice(pool: Pool, seed: int) -> None:
+    """Sums in another order differ by 1e-15 or so; clusters of equal share must keep their turns."""
+    chosen, columns = made(clusters=6), features(seed)
+    scores = chosen.score(pool, columns)
+    same = np.full(N, 0.25)
+    even = {**scores, "transferability": same, "density": np.ones(N)}
+    noise = np.random.default_rng(seed).uniform(-1e-14, 1e-14, N)[scores["cluster"]]
+    other = {**even, "transferability": same + noise}
+    for n in (5, 17, 30):
+        first, second = (chosen.select(pool, s, columns, n, seed).positions.tolist() for s in (even, other))
+        assert first == second
+
+
 def test_budgets_do_not_depend_on_the_numbers_of_clusters() -> None:
     rng = np.random.default_rng(4)
     share, sizes = rng.normal(size=30), rng.integers(1, 20, 30)
