@@ -17,7 +17,7 @@ class Benchmark:
     name: str
     """What settings and files call it."""
     title: str
-    """Column header in tables."""
+    """Column header in tables; in a suite's file the name where left out."""
     task: str
     """lmms-eval task (or group) that is run."""
     metrics: tuple[str, ...]
@@ -43,7 +43,7 @@ class Benchmark:
     judge: str | None = None
     """Judge that scores stored answers, where rules cannot; None for rule-scored benchmarks."""
     include_path: str = ""
-    """Folder of local task files; empty for tasks that lmms-eval ships."""
+    """Folder of local task files, empty for tasks that lmms-eval ships; in a suite's file its own is the default."""
     generation: Mapping[str, Json] = field(default_factory=dict)
     """Generation arguments that override the task's own."""
 

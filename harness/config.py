@@ -163,7 +163,8 @@ class RunSchema:
     """What tables and figures call methods: `{deita: Deita}` by a selector's name, where the sweep has it with one
     set of settings, or by a method as tables name it otherwise."""
     mode: str = "cached"
-    """`cached` does what is missing, `retry` only what failed, `force` all again, `read_only` nothing."""
+    """`cached` does what is missing, `retry` only what failed and what needs it, `force` all again, `read_only`
+    nothing."""
     dry_run: bool = False
     """Print the plan and stop."""
     sweep: Any = None

@@ -1,7 +1,8 @@
 """Prompt packs: the words put to scorers, stylers and teachers, as data with a name, an origin and a digest.
 
-A released checkpoint only works with the very words it was trained on. They are not part of this project:
-`sievebench published prompts NAME` fetches them from where they were published. The pack `own` is ours.
+A released checkpoint only works with the very words it was trained on. But for E5-V's two sentences they are not
+part of this project: `sievebench published prompts NAME` fetches them from where they were published. The pack
+`own` is ours.
 """
 
 from __future__ import annotations
