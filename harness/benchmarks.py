@@ -43,7 +43,7 @@ class Benchmark:
     judge: str | None = None
     """Judge that scores stored answers, where rules cannot; None for rule-scored benchmarks."""
     include_path: str = ""
-    """Folder of local task files, empty for tasks that lmms-eval ships; in a suite's file its own is the default."""
+    """Folder of local task files, empty for tasks that lmms-eval ships; in a suite's file its own by default."""
     generation: Mapping[str, Json] = field(default_factory=dict)
     """Generation arguments that override the task's own."""
 
