@@ -60,16 +60,9 @@ _KINDS: Final = {"Shapes": "shapes", "Chart": "bars", "Print": "print", "Table":
 
 
 def captioned(scene: Scene) -> list[Fragment]:
-    """What the backbones hear of: not the heights of bars, which are left for SFT to teach, and corners once more.
-
-    Where something is they hardly learn to say from captions that name it by colour and shape.
-    """
-    match scene:
-        case Chart():
-            return [f for f in fragments(scene) if not f.bare.isdigit()]
-        case Shapes():
-            corners = [Fragment(f"{i.shape} corner", i.place, f"{i.place} corner", PLACES) for i in scene.items]
-            return [*fragments(scene), *corners]
+    """What the backbones hear of: all but the heights of bars, which are left for SFT to teach."""
+    if isinstance(scene, Chart):
+        return [f for f in fragments(scene) if not f.bare.isdigit()]
     return fragments(scene)
 
 
@@ -107,7 +100,7 @@ def _of_shape(item: Item) -> list[Fragment]:
     return [
         Fragment(item.shape, item.colour, f"{item.colour}, at the {item.place}", hues),
         Fragment(item.colour, item.shape, f"{item.shape}, at the {item.place}", SHAPES),
-        Fragment(item.place, both, f"{both} there", [f"{c} {s}" for c, s in zip(hues, SHAPES, strict=False)]),
+        Fragment(item.place, both, f"{both} there", [f"{c} {s}" for c in hues for s in SHAPES]),
         Fragment(both, item.place, f"{item.place} corner", PLACES),
     ]
 

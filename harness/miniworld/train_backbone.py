@@ -8,6 +8,7 @@ SFT is what teaches it to answer.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import time
@@ -21,8 +22,10 @@ from typing import Any, Final
 from harness.files import private
 from harness.keys import digest
 from harness.miniworld.architecture import SIZES, build_untrained
-from harness.miniworld.midstage import Batch, draw_batch, draw_claims, draw_tagged
+from harness.miniworld.corpus import captioned, overview, region_caption
+from harness.miniworld.midstage import Batch, draw_batch, draw_claims, draw_scene, draw_tagged
 from harness.miniworld.regions import SLOTS
+from harness.miniworld.tokenizer import words
 from llava_train.tiles import Geometry
 
 log = logging.getLogger(__name__)
@@ -64,8 +67,8 @@ def midstage(*, tower: int, claims: int, captions: int, code: int) -> Midstage:
 
 
 RECIPES: Final = {
-    "tiny": midstage(tower=4000, claims=400, captions=3000, code=1000),
-    "tiny_b": midstage(tower=2500, claims=400, captions=1400, code=400),
+    "tiny": midstage(tower=4000, claims=400, captions=4000, code=1000),
+    "tiny_b": midstage(tower=2500, claims=400, captions=1800, code=400),
 }
 
 KEPT: Final = 100
@@ -105,6 +108,16 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
         teach = partial(teach_captions, model, tokenizer, geometry, getattr(recipe, what), seed)
         stage(model, beside(what), teach)
     _write(model, out / "model.safetensors", leave=("lm_head.weight",))  # tied to the embeddings
+    (out / "made_by.json").write_text(json.dumps(made_by(recipe), indent=1) + "\n")
+
+
+def made_by(recipe: Midstage) -> dict[str, Any]:
+    """What decides about weights: the recipe, and digests of the tokenizer and of captions that a seed draws."""
+    rng = Random(recipe.seed)
+    told: list[Any] = []
+    for scene in (draw_scene(rng) for _ in range(200)):
+        told += [overview(scene), *(list(region_caption(part, rng)) for part in captioned(scene))]
+    return {"recipe": asdict(recipe), "captions": digest(told), "words": digest(words())}
 
 
 def stage(module: Any, file: Path, teach: Callable[[Path], None]) -> None:

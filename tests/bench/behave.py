@@ -6,7 +6,8 @@ Training is `llava_train`'s with recipe `mini`, scoring lmms-eval's; one thread.
 for each set `mean` and `sd` over seeds of the unweighted mean of the eight benchmarks (each as a percentage of its
 maximum), the benchmarks, and the accuracy of every skill; `prior` is what the one answer scores that is best for a
 skill in the other question set; `margins` are differences in standard deviations of a seed, and
-`behaves` says whether they are at least two and every skill beats its prior; the exit status does, too.
+`behaves` says whether they are at least two, every skill beats its prior, and none is `saturated` at 5 %; the exit
+status does, too.
 """
 
 from __future__ import annotations
@@ -243,7 +244,10 @@ ORDER = (
 
 
 def margins(results: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Differences of what ought to be better and worse, in standard deviations of a seed (pooled over the two)."""
+    """Differences of what ought to be better and worse, in standard deviations of a seed (pooled over the two).
+
+    None with a single seed, of which nothing can be said.
+    """
     found: dict[str, float | None] = {}
     for better, worse in ORDER:
         if better not in results or worse not in results:
@@ -253,6 +257,16 @@ def margins(results: dict[str, dict[str, Any]]) -> dict[str, float | None]:
         gap = results[better]["mean"] - results[worse]["mean"]
         found[f"{better} > {worse}"] = round(gap / pooled, 1) if pooled else None
     return found
+
+
+GAIN = 5.0
+"""Points by which a skill has to be better after SFT on everything than after 5 %."""
+
+
+def saturated(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Skills that a random 5 % teaches as well as everything does, as far as both were measured."""
+    few, all_of_it = (results.get(name, {}).get("skills", {}) for name in ("random 5%", "full"))
+    return [skill for skill, value in all_of_it.items() if skill in few and value < few[skill] + GAIN]
 
 
 _world: World
@@ -272,11 +286,13 @@ def _run(name: str, seed: int) -> Scores:
 
 
 def behaves(priors: dict[str, float], results: dict[str, dict[str, Any]]) -> bool:
-    """Whether ORDER holds, as far as it was measured, and every skill beats its prior after SFT on everything."""
+    """Whether ORDER holds, as far as it was measured, every skill is learnt from everything, and none from 5 %."""
     found = margins(results)
-    measured = [margin for a, b in ORDER if (margin := found.get(f"{a} > {b}")) is not None]
+    measured = [margin for margin in found.values() if margin is not None]
+    ordered = all(results[a]["mean"] > results[b]["mean"] for a, b in ORDER if f"{a} > {b}" in found)
     learnt = results["full"]["skills"] if "full" in results else {}
-    return min(measured, default=2.0) >= 2 and all(value > priors[skill] for skill, value in learnt.items())
+    above = all(value > priors[skill] for skill, value in learnt.items())
+    return ordered and min(measured, default=2.0) >= 2 and above and not saturated(results)
 
 
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -296,8 +312,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     results = {n: summary([s for (m, _), s in scored if m == n]) for n in dict(runs)}
     head = {"bench": "behave", "weights": str(args.backbone or args.weights), "questions": args.questions}
     priors = {k: round(v, 1) for k, v in prior(args.questions).items()}
-    said = {"prior": priors, **results, "margins": margins(results), "behaves": behaves(priors, results)}
-    return {**head, "n": args.n, **said}
+    verdict = {"margins": margins(results), "saturated": saturated(results), "behaves": behaves(priors, results)}
+    return {**head, "n": args.n, "prior": priors, **results, **verdict}
 
 
 def main() -> None:

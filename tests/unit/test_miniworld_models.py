@@ -24,7 +24,7 @@ from harness.miniworld.muon import Muon
 from harness.miniworld.regions import FIGURES, INKS, NONE, SLOTS, THINGS, tags
 from harness.miniworld.scenes import Chart, Item, Shapes
 from harness.miniworld.tokenizer import build_tokenizer, learn_tokenizer, text, words
-from harness.miniworld.train_backbone import Descent, Midstage, features, loss, scale, train
+from harness.miniworld.train_backbone import RECIPES, Descent, Midstage, features, loss, made_by, scale, train
 from harness.miniworld.vocabulary import COLOURS, SHAPES, WORDS
 from harness.pool import open_pool
 from llava_train.chat import END, prompt_ids
@@ -222,6 +222,13 @@ def test_the_shipped_backbones_are_built_as_the_command_builds_them(name: str, t
     mine, shipped = (json.loads((f / "config.json").read_text()) for f in (tmp_path, weights_dir(name)))
     version = {"transformers_version": ""}
     assert mine | version == shipped | version
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_b"])
+def test_the_shipped_backbones_were_made_from_what_is_here(name: str) -> None:
+    """Another recipe or other captions need other weights."""
+    shipped = json.loads((weights_dir(name) / "made_by.json").read_text())
+    assert shipped == json.loads(json.dumps(made_by(RECIPES[name])))
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_b"])
