@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from rich.console import Console
 
@@ -154,6 +155,29 @@ def test_methods_have_titles_of_their_own(folder: Path) -> None:
         titled(r"{coincide: Random, coincide\(clusters\=3\): other}")
     with pytest.raises(HarnessError, match=r"titles: method 'mmsr'"):
         titled("{mmsr: mmSSR}")
+
+
+def test_deita_as_its_authors_ran_it_wants_their_words_and_models(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = ["selector=deita_official"]
+    with pytest.raises(HarnessError, match="sievebench published prompts deita"):
+        planned(folder / "st", job)
+    (tmp_path / "prompts").mkdir()
+    head = {"version": "1", "source": "here", "licence": "none"}
+    asked = {"complexity": "{instruction}?", "quality": "{instruction} {output}?"}
+    for name, templates in {"deita": asked, "vicuna": {"conversation": "{instruction}: {output}"}}.items():
+        pack = {"name": name, **head, "templates": templates}
+        (tmp_path / f"prompts/{name}.yaml").write_text(yaml.safe_dump(pack))
+    with pytest.raises(HarnessError, match="write hkust-nlp/deita-complexity-scorer@COMMIT"):
+        planned(folder / "st", job)
+    parts = {"complexity": "deita_complexity", "quality": "deita_quality", "embedding_model": "deita_quality"}
+    given = [f"selector.{part}={weights_dir(name)}" for part, name in parts.items()]
+    made = planned(folder / "st", [*job, *given])
+    passes: list[Any] = [s.params["config"] for s in made.plan.stages.values() if s.kind == "features"]
+    asked["embedding"] = "{instruction}: {output}"
+    assert {each["part"]: each["template"] for each in passes} == asked
 
 
 def test_status_counts_every_stage_whatever_its_label(folder: Path) -> None:

@@ -146,6 +146,26 @@ def test_parts_of_what_fits_are_the_whole(folder: Path, pool: Pool) -> None:
     assert abs(parts["cosine"][LONG] - plain["cosine"][LONG]) > 1e-4
 
 
+def test_every_part_of_a_text_begins_and_ends_as_the_model_has_learnt(pool: Pool, tmp_path: Path) -> None:
+    """CLIP's tokenizer puts its marks around a text; of a text in parts every part has them."""
+    from transformers import CLIPTokenizer
+
+    marks, letters = ("<|startoftext|>", "<|endoftext|>"), "abcdefghijklmnopqrstuvwxyz0123456789.,?:"
+    known = [*marks, *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = CLIPTokenizer(vocab={token: i for i, token in enumerate(known)}, merges=[])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    build_clip(tmp_path / "clip", tokenizer=tmp_path / "tokenizer")
+    feature = opened(tmp_path / "clip", "chunk_mean")
+    text = texts_of(pool.record(LONG), "chunk_mean")[0]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    size = LENGTH - len(marks)
+    assert len(ids) > 3 * size
+    parts = [stock_text(feature, [0, *ids[at : at + size], 1]) for at in range(0, len(ids), size)]
+    mean = np.mean(parts, axis=0)
+    found = feature.run(pool, LONG, LONG + 1)[0]["text"][0]
+    np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-3)
+
+
 @pytest.mark.parametrize("view", ["qa", "chunk_mean", "turn_max"])
 def test_batches_and_shards_change_nothing(
     folder: Path, pool: Pool, view: str, monkeypatch: pytest.MonkeyPatch

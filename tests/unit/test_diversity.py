@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from selector_zoo import diversity
-from selector_zoo.diversity import SLACK, Sketch, diverse, unit
+from selector_zoo.diversity import SLACK, Sketch, cosine_quantiles, diverse, unit
 
 from tests import selector_references as plain
 
@@ -82,3 +83,16 @@ def test_a_sketch_is_as_short_as_the_sample_allows(
     assert Sketch.of(make(rng, 2000), order[:500], 0.9).directions is None
     # Where directions take turns none of them tells enough.
     assert Sketch.of(np.eye(WIDE, dtype=np.float16)[order % WIDE], order, 0.05).directions is None
+
+
+def test_the_quantiles_are_those_of_all_pairs_of_two() -> None:
+    seed = 3
+    rows = loose(np.random.default_rng(seed), 500)[:, :6]
+    some = np.arange(100, 500)
+    likeness = unit(rows[some]) @ unit(rows[some]).T
+    levels = [0.05, 0.25, 0.5, 0.75, 0.95]
+    pairs = np.quantile(likeness[~np.eye(len(some), dtype=bool)], levels)
+    told: Any = cosine_quantiles(rows, some.astype(np.int32), seed)
+    assert [float(level) for level in told] == levels
+    assert list(told.values()) == pytest.approx(pairs.tolist(), abs=0.03)
+    assert cosine_quantiles(rows, some[:1].astype(np.int32), seed) == {}
