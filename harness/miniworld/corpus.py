@@ -60,10 +60,8 @@ _KINDS: Final = {"Shapes": "shapes", "Chart": "bars", "Print": "print", "Table":
 
 
 def captioned(scene: Scene) -> list[Fragment]:
-    """What the backbones hear of: all but the heights of bars, which are left for SFT to teach."""
-    if isinstance(scene, Chart):
-        return [f for f in fragments(scene) if not f.bare.isdigit()]
-    return fragments(scene)
+    """What the backbones hear of: all but bars and their heights, which are left for SFT to teach."""
+    return fragments(scene)[:1] if isinstance(scene, Chart) else fragments(scene)
 
 
 def _parts(scene: Scene) -> list[Fragment]:
@@ -88,7 +86,9 @@ def _parts(scene: Scene) -> list[Fragment]:
             return [*numbers, *(Fragment(f"number {n}", w, f"{w} row", WORDS) for w, n in scene.rows)]
         case Digits():
             whole = "".join(map(str, scene.digits))
-            places = [(f"digit {i + 1}", str(digit)) for i, digit in enumerate(scene.digits)]
+            # Not "digit 1": a figure in the name of a region is one to look up, as in "number 1" of a table.
+            sides = ("left digit", "right digit") if len(whole) == 2 else ("digit",)
+            places = [(side, str(digit)) for side, digit in zip(sides, scene.digits, strict=True)]
             return [
                 Fragment(place, text, f"the handwritten digits {text}", FIGURES if len(text) == 1 else NUMBERS[2])
                 for place, text in [*places, ("handwriting", whole)]

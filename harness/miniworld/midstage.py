@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from harness.miniworld.corpus import Fragment, captioned, claim, coded, overview, region_caption, salad
+from harness.miniworld.corpus import captioned, coded, overview, region_caption, salad
 from harness.miniworld.regions import tags
-from harness.miniworld.render import picture
+from harness.miniworld.render import SIDE, picture, width_of
 from harness.miniworld.scenes import DRAW, Scene
 from harness.miniworld.tokenizer import words
 from llava_train.chat import END, IMAGE, prompt_ids
@@ -27,6 +28,8 @@ CAPTIONS: Final = 7
 GAP: Final = 24
 WEIGHTS: Final = {"shapes": 6, "chart": 4, "print": 4, "table": 5, "digits": 3}
 """How often each kind of picture is drawn."""
+TOLD: Final = {"shapes": 6, "chart": 1, "print": 3, "table": 8, "digits": 2}
+"""How often each kind is told: to look something up is all there is to learn, and tables are for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,9 @@ class Batch:
     """Packed captions of B pictures of one size, L tokens a row."""
 
     pixels: torch.Tensor | None
-    """float32, shape (B, tiles, 3, tile, tile), in [-1, 1]; None where there are none."""
+    """float32, shape (B, tiles, 3, tile, tile), in [-1, 1]; None where tags stand for them."""
+    tags: torch.Tensor | None
+    """int64, shape (B, tiles, patches, slots); None where there are pixels."""
     sizes: torch.Tensor
     """int64, shape (B, 2): height and width."""
     ids: torch.Tensor
@@ -47,23 +52,18 @@ class Batch:
     """int64, shape (B, L); the next token of the same caption, -100 elsewhere."""
 
 
-def draw_claims(rng: Random, n: int, tokenizer: Any) -> Batch:
-    """Claims about the regions of `n` pictures and the captions that judge them, without the pictures."""
-    import torch
-
-    chosen = [[claim(f, rng) for f in _some(draw_scene(rng), rng)] for _ in range(n)]
-    return _pack([_tokens(c, tokenizer, []) for c in chosen], rng, None, torch.empty((0, 2), dtype=torch.int64))
-
-
-def draw_batch(rng: Random, n: int, tokenizer: Any, geometry: Geometry, silent: float = 0) -> Batch:
+def draw_batch(
+    rng: Random, n: int, tokenizer: Any, geometry: Geometry, silent: float = 0, *, seen: bool = True
+) -> Batch:
     """Draw up to `n` pictures of one size; the first decides whether they are wide, and few are.
 
     `silent` is the share of prompts about regions that ask for no caption; if there are any, others do by a code.
+    What is not `seen` is told: the batch has tags in place of pixels.
     """
-    scenes = [draw_scene(rng) for _ in range(4 * n)]
+    scenes = [draw_scene(rng, WEIGHTS if seen else TOLD) for _ in range(4 * n)]
     wide = [getattr(s, "wide", False) for s in scenes]
     chosen = [s for s, w in zip(scenes, wide, strict=True) if w == wide[0]][:n]
-    return collate(chosen, rng, tokenizer, geometry, silent)
+    return (collate if seen else collate_told)(chosen, rng, tokenizer, geometry, silent)
 
 
 def draw_tagged(rng: Random, n: int, geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,9 +83,9 @@ def _scaled(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return tiles.astype(np.float32) / np.float32(127.5) - 1
 
 
-def draw_scene(rng: Random) -> Scene:
-    """Draw a scene, kinds in the proportions of `WEIGHTS`."""
-    kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+def draw_scene(rng: Random, weights: Mapping[str, int] = WEIGHTS) -> Scene:
+    """Draw a scene, kinds in the proportions of `weights`."""
+    kind = rng.choices(list(weights), list(weights.values()))[0]
     return DRAW[kind](rng)
 
 
@@ -94,16 +94,37 @@ def collate(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometry
     import torch
 
     images = [picture(scene, rng, "pool")[0] for scene in scenes]
-    height, width = images[0].height, images[0].width
-    pixels = _scaled(np.stack([cut(image, geometry) for image in images]))
-    n_image = tokens_of(height, width, geometry)
-    captions = [_captions(scene, rng, tokenizer, n_image, silent) for scene in scenes]
-    sizes = torch.tensor([[height, width]] * len(images))
-    return _pack(captions, rng, torch.from_numpy(pixels), sizes)
+    pixels = torch.from_numpy(_scaled(np.stack([cut(image, geometry) for image in images])))
+    sizes = [[image.height, image.width] for image in images]
+    return _pack(_captions_of(scenes, sizes[0], rng, tokenizer, geometry, silent), rng, sizes, pixels=pixels)
+
+
+def collate_told(scenes: list[Scene], rng: Random, tokenizer: Any, geometry: Geometry, silent: float = 0) -> Batch:
+    """Tags of some scenes of one size, and captions of them."""
+    import torch
+
+    shown = torch.from_numpy(np.stack([tags(scene, width_of(scene), geometry) for scene in scenes]))
+    sizes = [[SIDE, width_of(scene)] for scene in scenes]
+    return _pack(_captions_of(scenes, sizes[0], rng, tokenizer, geometry, silent), rng, sizes, tags=shown)
+
+
+Captioned = list[tuple[Ints, list[int]]]
+"""Prompts and captions of one picture, as tokens."""
+
+
+def _captions_of(
+    scenes: list[Scene], size: list[int], rng: Random, tokenizer: Any, geometry: Geometry, silent: float
+) -> list[Captioned]:
+    n_image = tokens_of(*size, geometry)
+    return [_captions(scene, rng, tokenizer, n_image, silent) for scene in scenes]
 
 
 def _pack(
-    captions: list[list[tuple[Ints, list[int]]]], rng: Random, pixels: torch.Tensor | None, sizes: torch.Tensor
+    captions: list[Captioned],
+    rng: Random,
+    sizes: list[list[int]],
+    pixels: torch.Tensor | None = None,
+    tags: torch.Tensor | None = None,
 ) -> Batch:
     import torch
 
@@ -115,7 +136,8 @@ def _pack(
     )
     return Batch(
         pixels=pixels,
-        sizes=sizes,
+        tags=tags,
+        sizes=torch.tensor(sizes),
         ids=torch.from_numpy(ids),
         positions=torch.from_numpy(_positions(group, rng)),
         mask=torch.from_numpy(_mask(group)),
@@ -123,33 +145,22 @@ def _pack(
     )
 
 
-def _captions(
-    scene: Scene, rng: Random, tokenizer: Any, n_image: int, silent: float
-) -> list[tuple[Ints, list[int]]]:
+def _captions(scene: Scene, rng: Random, tokenizer: Any, n_image: int, silent: float) -> Captioned:
     """Prompts and captions as tokens: the whole picture, and some regions, named by the prompt."""
-    some = _some(scene, rng)
+    parts = captioned(scene)
+    some = rng.sample(parts, min(len(parts), CAPTIONS - 1))
     chosen = [("", overview(scene)), *(region_caption(f, rng) for f in some)]
     if silent:
         chosen = [(coded(prompt), text) for prompt, text in chosen]
         chosen[1:] = [
             salad(f, words(), rng) if rng.random() < silent else c for f, c in zip(some, chosen[1:], strict=True)
         ]
-    return _tokens([(f"{IMAGE}\n{prompt}".strip(), text) for prompt, text in chosen], tokenizer, [n_image])
-
-
-def _some(scene: Scene, rng: Random) -> list[Fragment]:
-    parts = captioned(scene)
-    return rng.sample(parts, min(len(parts), CAPTIONS - 1))
-
-
-def _tokens(captions: list[tuple[str, str]], tokenizer: Any, pictures: list[int]) -> list[tuple[Ints, list[int]]]:
-    """Prompts, with `pictures` of so many tokens, and captions as tokens."""
-    prompts = [prompt_ids(tokenizer, prompt, pictures) for prompt, _ in captions]
-    texts = tokenizer([text + END for _, text in captions], add_special_tokens=False).input_ids
+    prompts = [prompt_ids(tokenizer, f"{IMAGE}\n{prompt}".strip(), [n_image]) for prompt, _ in chosen]
+    texts = tokenizer([text + END for _, text in chosen], add_special_tokens=False).input_ids
     return list(zip(prompts, texts, strict=True))
 
 
-def _row(captions: list[tuple[Ints, list[int]]]) -> tuple[Ints, Ints, Ints]:
+def _row(captions: Captioned) -> tuple[Ints, Ints, Ints]:
     """Token ids, caption number (0: what all prompts begin with) and next token of a packed row."""
     shared = _common([prompt for prompt, _ in captions])
     first = captions[0][0]

@@ -86,7 +86,7 @@ TASKS: Final = {
     ),
     "doc": Task(title="Doc", metric="anls", n_items=120, chance=5.0, max_new_tokens=6, target="answers"),
     "chart": Task(
-        title="Chart", metric="relaxed", n_items=120, chance=15.0, max_new_tokens=4, score="score_chart"
+        title="Chart", metric="relaxed", n_items=120, chance=12.0, max_new_tokens=4, score="score_chart"
     ),
     "ocr": Task(title="OCR", metric="hit", n_items=120, chance=1.0, max_new_tokens=4, score="score_ocr"),
     "short": Task(

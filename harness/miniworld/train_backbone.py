@@ -1,8 +1,8 @@
 """Make the shipped mid-stage weights: `python -m harness.miniworld.train_backbone tiny --out DIR`.
 
-First the vision tower learns to tag patches and the language model to compare words, as real ones come
-pre-trained; then projector and language model learn captions of pictures and of regions. No question occurs, so
-SFT is what teaches it to answer.
+First vision tower and language model learn apart, by tags of patches, as real ones come pre-trained; then the
+projector learns to put the one's features as the other's words, and all but the tower learn captions of pictures
+and of regions. No question occurs, so SFT is what teaches it to answer.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from typing import Any, Final
 
 from harness.files import private
 from harness.keys import digest
-from harness.miniworld.architecture import SIZES, build_untrained
+from harness.miniworld.architecture import SIZES, build_untrained, described
 from harness.miniworld.corpus import captioned, overview, region_caption
-from harness.miniworld.midstage import Batch, draw_batch, draw_claims, draw_scene, draw_tagged
-from harness.miniworld.regions import SLOTS
+from harness.miniworld.midstage import Batch, draw_batch, draw_scene, draw_tagged
+from harness.miniworld.tagged import TaggedPictures, TaggedTower, features, misfit
 from harness.miniworld.tokenizer import words
 from llava_train.tiles import Geometry
 
 log = logging.getLogger(__name__)
+
+DrawTagged = Callable[[Random, int], tuple[Any, Any]]
+"""Draws tiles of so many pictures and the tags of their patches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,25 +53,27 @@ class Midstage:
     """How a backbone is pre-trained."""
 
     tower: Descent
-    claims: Descent
+    words: Descent
+    projector: Descent
     captions: Descent
     code: Descent
     seed: int = 0
 
 
-def midstage(*, tower: int, claims: int, captions: int, code: int) -> Midstage:
+def midstage(*, tower: int, words: int, projector: int, captions: int, code: int) -> Midstage:
     """The shipped backbones' pre-training, but for the numbers of steps."""
     return Midstage(
         tower=Descent(steps=tower, batch=64, learning_rate=2e-3),
-        claims=Descent(steps=claims, batch=16, learning_rate=2e-3),
-        captions=Descent(steps=captions, batch=16, learning_rate=2e-3),
+        words=Descent(steps=words, batch=16, learning_rate=2e-3),
+        projector=Descent(steps=projector, batch=64, learning_rate=2e-3),
+        captions=Descent(steps=captions, batch=16, learning_rate=1e-3),
         code=Descent(steps=code, batch=16, learning_rate=1e-3, warmup=50, silent=0.25),
     )
 
 
 RECIPES: Final = {
-    "tiny": midstage(tower=4000, claims=400, captions=4000, code=1000),
-    "tiny_b": midstage(tower=2500, claims=400, captions=1800, code=400),
+    "tiny": midstage(tower=4000, words=2500, projector=600, captions=600, code=800),
+    "tiny_b": midstage(tower=2500, words=1500, projector=400, captions=400, code=400),
 }
 
 KEPT: Final = 100
@@ -91,33 +96,42 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     tokenizer = AutoProcessor.from_pretrained(out).tokenizer
     geometry = Geometry.from_config(model.config)
-    so_far: dict[str, Any] = {"name": name, "seed": recipe.seed}
+    so_far: dict[str, Any] = {"seed": recipe.seed, "architecture": described(name)}
 
     def beside(what: str) -> Path:
         so_far[what] = asdict(getattr(recipe, what))
         return out.with_name(f"{out.name}-{what}-{digest(so_far)[:8]}.safetensors")
 
-    teach = partial(teach_tower, model, geometry, recipe.tower, recipe.seed)
-    stage(model.model.vision_tower, beside("tower"), teach)
-    teach = partial(teach_claims, model, tokenizer, recipe.claims, recipe.seed + 1)
-    stage(model.model.language_model, beside("claims"), teach)
-    # The first gradients of an untrained language model would undo what the tower has learnt.
-    model.model.vision_tower.requires_grad_(False)
-    centre(model, draw_tagged(Random(recipe.seed + 2), MEASURED, geometry)[0])
+    tower, draw = model.model.vision_tower, partial(draw_tagged, geometry=geometry)
+    teach = partial(teach_tower, model, draw, recipe.tower, recipe.seed)
+    stage(tower, beside("tower"), teach)
+    tower.requires_grad_(False)
+    so_far |= heard(recipe)
+    torch.manual_seed(recipe.seed + 1)  # whether the tower was taught now or before
+    pictures = TaggedPictures(model, tokenizer)
+    teach = partial(teach_captions, model, tokenizer, geometry, recipe.words, recipe.seed + 1, pictures)
+    stage(pictures, beside("words"), teach)
+    teach = partial(teach_projector, model, pictures, draw, recipe.projector, recipe.seed + 2)
+    stage(model.model.multi_modal_projector, beside("projector"), teach)
     for what, seed in (("captions", recipe.seed + 2), ("code", recipe.seed + 3)):
-        teach = partial(teach_captions, model, tokenizer, geometry, getattr(recipe, what), seed)
+        teach = partial(teach_captions, model, tokenizer, geometry, getattr(recipe, what), seed, None)
         stage(model, beside(what), teach)
     _write(model, out / "model.safetensors", leave=("lm_head.weight",))  # tied to the embeddings
-    (out / "made_by.json").write_text(json.dumps(made_by(recipe), indent=1) + "\n")
+    (out / "made_by.json").write_text(json.dumps(made_by(name, recipe), indent=1) + "\n")
 
 
-def made_by(recipe: Midstage) -> dict[str, Any]:
-    """What decides about weights: the recipe, and digests of the tokenizer and of captions that a seed draws."""
+def made_by(name: str, recipe: Midstage) -> dict[str, Any]:
+    """What decides about weights: architecture, recipe, and what is heard."""
+    return {"architecture": described(name), "recipe": asdict(recipe), **heard(recipe)}
+
+
+def heard(recipe: Midstage) -> dict[str, str]:
+    """Digests of the tokenizer's words and of captions that a seed draws."""
     rng = Random(recipe.seed)
-    told: list[Any] = []
+    said: list[Any] = []
     for scene in (draw_scene(rng) for _ in range(200)):
-        told += [overview(scene), *(list(region_caption(part, rng)) for part in captioned(scene))]
-    return {"recipe": asdict(recipe), "captions": digest(told), "words": digest(words())}
+        said += [overview(scene), *(list(region_caption(part, rng)) for part in captioned(scene))]
+    return {"captions": digest(said), "words": digest(words())}
 
 
 def stage(module: Any, file: Path, teach: Callable[[Path], None]) -> None:
@@ -132,51 +146,35 @@ def stage(module: Any, file: Path, teach: Callable[[Path], None]) -> None:
     module.load_state_dict(load_file(file))
 
 
-def teach_tower(model: Any, geometry: Geometry, how: Descent, seed: int, part: Path) -> None:
+def teach_tower(model: Any, draw: DrawTagged, how: Descent, seed: int, part: Path) -> None:
     """Teach the vision tower to tag patches, and bring its features to unit size."""
     rng, tagged = Random(seed), TaggedTower(model)
-    descend(tagged.module, lambda: tagged.loss(*draw_tagged(rng, how.batch, geometry)), how, rng, part)
-    scale(model.model.vision_tower, draw_tagged(rng, MEASURED, geometry)[0])
+    descend(tagged, lambda: tagged.loss(*draw(rng, how.batch)), how, rng, part)
+    scale(model.model.vision_tower, draw(rng, MEASURED)[0])
 
 
-def teach_claims(model: Any, tokenizer: Any, how: Descent, seed: int, part: Path) -> None:
-    """Teach the language model to judge claims by captions without their pictures.
-
-    To see that two words are the same takes some hundred steps where only text is read; where every picture shows
-    the word that is compared, it takes thousands or is never found.
-    """
-    rng = Random(seed)
-    descend(
-        model.model.language_model, lambda: loss(model, draw_claims(rng, how.batch, tokenizer)), how, rng, part
-    )
+def teach_projector(
+    model: Any, pictures: TaggedPictures, draw: DrawTagged, how: Descent, seed: int, part: Path
+) -> None:
+    """Teach the projector to put what the tower sees as the language model has learnt to read it."""
+    rng, projector = Random(seed), model.model.multi_modal_projector
+    centre(model, draw(rng, MEASURED)[0])
+    descend(projector, lambda: misfit(model, pictures, *draw(rng, how.batch)), how, rng, part)
 
 
-def teach_captions(model: Any, tokenizer: Any, geometry: Geometry, how: Descent, seed: int, part: Path) -> None:
-    """Teach projector and language model to caption pictures and regions."""
-    rng = Random(seed)
-    draw = lambda: loss(model, draw_batch(rng, how.batch, tokenizer, geometry, how.silent))  # noqa: E731
-    descend(model, draw, how, rng, part)
-
-
-class TaggedTower:
-    """The vision tower of a model with one linear head a slot; the heads are thrown away afterwards."""
-
-    def __init__(self, model: Any) -> None:
-        from torch import nn
-
-        self.tower = model.model.vision_tower
-        heads = nn.ModuleList(nn.Linear(self.tower.config.hidden_size, len(slot)) for slot in SLOTS)
-        self.module = nn.ModuleDict({"tower": self.tower, "heads": heads})
-
-    def loss(self, tiles: Any, tags: Any) -> Any:
-        """Cross-entropy of the tags of all patches, summed over slots."""
-        import torch.nn.functional as F
-
-        hidden = features(self.tower, tiles)
-        heads: Any = self.module["heads"]
-        return sum(
-            F.cross_entropy(head(hidden).flatten(0, 1), tags[..., i].flatten()) for i, head in enumerate(heads)
-        )
+def teach_captions(
+    model: Any,
+    tokenizer: Any,
+    geometry: Geometry,
+    how: Descent,
+    seed: int,
+    pictures: TaggedPictures | None,
+    part: Path,
+) -> None:
+    """Teach captions of pictures that are seen; of such as `pictures` tells, if it is given."""
+    rng, seen = Random(seed), pictures is None
+    draw = partial(draw_batch, n=how.batch, tokenizer=tokenizer, geometry=geometry, silent=how.silent, seen=seen)
+    descend(model if seen else pictures, lambda: loss(model, draw(rng), pictures), how, rng, part)
 
 
 def scale(tower: Any, tiles: Any) -> None:
@@ -205,11 +203,6 @@ def centre(model: Any, tiles: Any) -> None:
     with torch.no_grad():
         mean = features(model.model.vision_tower, tiles).mean(dim=(0, 1))
         projector.linear_1.bias.copy_(-projector.linear_1.weight @ mean)
-
-
-def features(tower: Any, tiles: Any) -> Any:
-    """What the projector is given: the last hidden states before the final LayerNorm."""
-    return tower(tiles, output_hidden_states=True).hidden_states[-1]
 
 
 def descend(module: Any, draw_loss: Callable[[], Any], how: Descent, rng: Random, part: Path) -> None:
@@ -292,19 +285,15 @@ def schedule(step: int, how: Descent) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - how.warmup) / max(1, how.steps - how.warmup)))
 
 
-def loss(model: Any, batch: Batch) -> Any:
-    """Mean cross-entropy of the caption tokens of a batch."""
+def loss(model: Any, batch: Batch, pictures: TaggedPictures | None = None) -> Any:
+    """Mean cross-entropy of the caption tokens of a batch; `pictures` embeds the tags of one without pixels."""
     import torch
     import torch.nn.functional as F
 
     inner = model.model
     embeds = inner.get_input_embeddings()(batch.ids)
-    if batch.pixels is not None:
-        pictures = inner.get_image_features(
-            batch.pixels, batch.sizes, vision_feature_layer=-1, vision_feature_select_strategy="full"
-        ).pooler_output
-        is_image = batch.ids == model.config.image_token_index
-        embeds = embeds.masked_scatter(is_image[..., None], torch.cat(list(pictures)))
+    is_image = batch.ids == model.config.image_token_index
+    embeds = embeds.masked_scatter(is_image[..., None], torch.cat(_packed(inner, batch, pictures)))
     hidden = inner.language_model(
         inputs_embeds=embeds,
         attention_mask={"full_attention": batch.mask},
@@ -313,6 +302,14 @@ def loss(model: Any, batch: Batch) -> Any:
     ).last_hidden_state
     supervised = batch.targets >= 0
     return F.cross_entropy(model.lm_head(hidden[supervised]), batch.targets[supervised])
+
+
+def _packed(inner: Any, batch: Batch, pictures: TaggedPictures | None) -> list[Any]:
+    """What stands for the picture tokens of each picture, (tokens, width)."""
+    if pictures is not None:
+        return list(inner.pack_image_features(list(pictures(batch.tags)), batch.sizes, inner.image_newline)[0])
+    chosen = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    return list(inner.get_image_features(batch.pixels, batch.sizes, **chosen).pooler_output)
 
 
 def _write(module: Any, file: Path, leave: tuple[str, ...] = ()) -> None:
