@@ -40,8 +40,8 @@ SIZES: Final = {
 INIT_STD: Final = 0.08
 """The default of 0.02 learns almost nothing at these widths in the time there is."""
 ROPE_THETA: Final = 1e6
-"""Of the released Qwen2 models. With the default of 10,000 half of what a head compares turns within a picture's
-length, and rows of a table are not told apart after thousands of steps."""
+"""Of the released Qwen2 models. With transformers' default of 10,000 half of what a head compares turns within a
+picture's length, and to look something up is learnt later."""
 
 
 def described(name: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from harness.files import private
 from harness.keys import digest
 from harness.miniworld.architecture import SIZES, build_untrained, described
 from harness.miniworld.corpus import captioned, overview, region_caption
-from harness.miniworld.midstage import Batch, draw_batch, draw_scene, draw_tagged
+from harness.miniworld.midstage import TOLD, WEIGHTS, Batch, draw_batch, draw_scene, draw_tagged
 from harness.miniworld.tagged import TaggedPictures, TaggedTower, features, misfit
 from harness.miniworld.tokenizer import words
 from llava_train.tiles import Geometry
@@ -125,13 +125,13 @@ def made_by(name: str, recipe: Midstage) -> dict[str, Any]:
     return {"architecture": described(name), "recipe": asdict(recipe), **heard(recipe)}
 
 
-def heard(recipe: Midstage) -> dict[str, str]:
-    """Digests of the tokenizer's words and of captions that a seed draws."""
+def heard(recipe: Midstage) -> dict[str, Any]:
+    """How often kinds of picture are seen and told, and digests of words and of captions that a seed draws."""
     rng = Random(recipe.seed)
     said: list[Any] = []
     for scene in (draw_scene(rng) for _ in range(200)):
         said += [overview(scene), *(list(region_caption(part, rng)) for part in captioned(scene))]
-    return {"captions": digest(said), "words": digest(words())}
+    return {"seen": dict(WEIGHTS), "told": dict(TOLD), "captions": digest(said), "words": digest(words())}
 
 
 def stage(module: Any, file: Path, teach: Callable[[Path], None]) -> None:

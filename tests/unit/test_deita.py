@@ -14,7 +14,7 @@ import torch
 import yaml
 from selector_zoo.blocks import blocks
 from selector_zoo.deita import Deita
-from selector_zoo.diversity import diverse, unit
+from selector_zoo.diversity import cosine_quantiles, diverse, unit
 from selector_zoo.passes.deita import DeitaConfig, DeitaPass, turns_of, without_image
 from selector_zoo.passes.deita_model import Reader, digit_ids, expected_grade
 from selector_zoo.passes.forward import ForwardConfig, ForwardPass
@@ -143,6 +143,9 @@ def test_the_worked_example_of_the_filter(n: int, kept: list[int], tmp_path: Pat
     assert selection.positions.tolist() == kept
     assert selection.card["n_topup"] == max(0, n - 3)
     assert selection.card["n_refused"] == {1: 0, 3: 1}.get(n, 2)
+    told: Any = selection.card["cosine_quantiles"]
+    assert told == cosine_quantiles(features["embedding"]["hidden"], np.arange(5, dtype=np.int32), 0)
+    assert list(told.values()) == sorted(told.values())
 
 
 @pytest.mark.parametrize("seed", range(5))
