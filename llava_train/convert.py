@@ -25,6 +25,7 @@ _TEXT_FIELDS: Final = (
     "max_position_embeddings",
     "rms_norm_eps",
     "rope_theta",
+    "rope_parameters",
     "tie_word_embeddings",
     "initializer_range",
 )

@@ -27,8 +27,8 @@ from tests.unit.train_support import backbone, geometry, tokenizer
 
 N = 10
 SIZES = ((24, 16), (60, 120), (48, 48), (130, 70))
-SHARP = 20
-"""An untrained head says nearly the same of everything; this one does not."""
+SHARP = 3
+"""Grades far apart, and still none of them next to a whole number (a softmax near one hides what it was given)."""
 TEMPLATES = {
     "complexity": "How hard is this: {instruction} Hardness:",
     "quality": "Asked: {instruction} Said: {output} Grade:",

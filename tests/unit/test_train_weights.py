@@ -121,8 +121,11 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 
-def _write_next(out: Path, *, tied: bool) -> None:
-    """A LLaVA-NeXT folder of the tiny model, with the parts of SigLIP that its forward leaves out."""
+def _write_next(out: Path, *, tied: bool, released: bool) -> None:
+    """A LLaVA-NeXT folder of the tiny model, with the parts of SigLIP that its forward leaves out.
+
+    `released`: the rotary base is spelled as released checkpoints do, not as transformers 5 writes it.
+    """
     out.mkdir()
     state = {to_next(n): t for n, t in _state(backbone()).items() if not (tied and n == "lm_head.weight")}
     state = {n: t.contiguous().clone() for n, t in state.items()}
@@ -134,15 +137,20 @@ def _write_next(out: Path, *, tied: bool) -> None:
     raw = dict(config["text_config"]) | {"model_type": "llava_qwen"}
     raw["image_grid_pinpoints"] = [[w, h] for h, w in config["image_grid_pinpoints"]]
     raw.pop("dtype", None)
+    if released:
+        raw["rope_theta"] = raw.pop("rope_parameters")["rope_theta"]
     (out / "config.json").write_text(json.dumps(raw))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(backbone() / name, out / name)
 
 
+@pytest.mark.parametrize("released", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_llava_next_checkpoint_converts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+def test_a_llava_next_checkpoint_converts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool, released: bool
+) -> None:
     monkeypatch.setattr(conversion, "_SIGLIP_HEADS", 4)  # tensors do not tell the number of heads
-    _write_next(tmp_path / "next", tied=tied)
+    _write_next(tmp_path / "next", tied=tied, released=released)
     conversion.convert(tmp_path / "next", tmp_path / "hf", "float32")
     before, after = _state(backbone()), _state(tmp_path / "hf")
     assert all(torch.equal(before[name], after[name]) for name in before)
