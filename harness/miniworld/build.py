@@ -20,7 +20,6 @@ from harness.keys import seed64
 from harness.miniworld import teachers
 from harness.miniworld.defects import SHARES, repeat, spoil
 from harness.miniworld.render import picture, width_of
-from harness.miniworld.scenes import Scene
 from harness.miniworld.sources import SOURCES, Sample, draw_sample, quotas
 from harness.pool import IMAGE_TOKEN
 from harness.pool_write import PoolWriter
@@ -124,15 +123,18 @@ def record(sample: Sample, uid: str) -> dict[str, Any]:
 
 def _picture(sample: Sample, key: str) -> bytes:
     """The bytes of the picture a sample shows."""
-    if sample.shown is None:
+    drawn = draw_picture(sample)
+    if drawn is None:
         raise KeyError(key)
-    return draw_picture(sample.shown, sample)[1]
+    return drawn[1]
 
 
-def draw_picture(shown: Scene, sample: Sample) -> tuple[Image.Image, bytes]:
-    """A scene's picture as a sample has it, and its bytes: as wide as one of what the questions are about."""
+def draw_picture(sample: Sample) -> tuple[Image.Image, bytes] | None:
+    """The picture a sample shows, if it does, and its bytes: as wide as one of what the questions are about."""
+    if sample.shown is None:
+        return None
     width = width_of(sample.scene) if sample.scene else 0
-    return picture(shown, Random(sample.render_seed), "pool", width)
+    return picture(sample.shown, Random(sample.render_seed), "pool", width)
 
 
 def _truth(sample: Sample, uid: str, uids: list[str]) -> dict[str, Any]:

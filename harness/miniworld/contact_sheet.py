@@ -36,8 +36,9 @@ def sheet(rows: Sequence[tuple[str, Sequence[Sample]]]) -> Image.Image:
 
 def _cell(page: Image.Image, at: tuple[int, int], sample: Sample) -> None:
     x, y = at
-    if sample.shown is not None:
-        image = draw_picture(sample.shown, sample)[0]
+    drawn = draw_picture(sample)
+    if drawn is not None:
+        image = drawn[0]
         page.paste(image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST), at)
     lines = [line for t in sample.turns for part in (t.text, f"> {t.answer}") for line in part.split("\n")]
     text = "\n".join(w for line in lines for w in textwrap.wrap(line, 40))

@@ -190,9 +190,9 @@ def test_off_topic_questions_are_about_another_kind_of_picture() -> None:
 
 
 def test_an_off_topic_picture_has_the_size_of_the_one_it_replaces(drawn: list[Sample]) -> None:
-    off = [s for s in drawn if s.defect == "off_topic" and s.scene and s.shown]
-    widths = [(width_of(s.scene), draw_picture(s.shown, s)[0].width) for s in off if s.scene and s.shown]
-    assert {(a, b) for a, b in widths} == {(48, 48), (96, 96)}
+    off = [s for s in drawn if s.defect == "off_topic"]
+    shown = [(s, picture[0]) for s in off if (picture := draw_picture(s))]
+    assert {(width_of(s.scene), picture.width) for s, picture in shown if s.scene} == {(48, 48), (96, 96)}
     assert all(width_of(s.shown) == 48 for s in off if s.shown)
 
 
