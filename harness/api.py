@@ -58,6 +58,8 @@ def ranked(pool: Pool, score: npt.NDArray[Any], seed: int, tie: str = "hash") ->
     if values.shape != (pool.n,):
         raise ValueError(f"the score has shape {values.shape}, the pool {pool.n} samples")
     primary = np.where(np.isnan(values), np.inf, -values)
+    if tie not in ("hash", "index"):
+        raise ValueError(f"ties are decided by hash or index, not by {tie!r}")
     second = np.arange(pool.n) if tie == "index" else mix64(pool.column("uid_hash64"), seed)
     return np.lexsort((second, primary)).astype(np.int32)
 

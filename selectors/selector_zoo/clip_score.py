@@ -41,7 +41,8 @@ class ClipScoreConfig:
     """The middle of each picture (`crop`), as stock CLIP sees it, or all of it, padded to a square (`pad`)."""
 
     def __post_init__(self) -> None:
-        for name, values in {"direction": ("top", "mid", "threshold"), "scope": SCOPES}.items():
+        allowed = {"direction": ("top", "mid", "threshold"), "scope": SCOPES, "tie": ("hash", "index")}
+        for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise HarnessError(f"clip_score: {name}={getattr(self, name)} is none of {', '.join(values)}.")
         if not -1 <= self.threshold <= 1:

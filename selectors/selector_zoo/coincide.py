@@ -86,6 +86,8 @@ class CoincideConfig:
         for name in ("samples_per_cluster", "iterations", "fit_per_cluster", "temperature", "sigma"):
             if getattr(self, name) <= 0:
                 raise HarnessError(f"coincide: {name}={getattr(self, name)} must be more than 0.")
+        if not -1 <= self.mask <= 1:
+            raise HarnessError(f"coincide: mask={self.mask} is no cosine: give a number from -1 to 1.")
         if self.clusters < 0:
             raise HarnessError(f"coincide: clusters={self.clusters} must be at least 0.")
 

@@ -95,6 +95,10 @@ class MmssrConfig:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise HarnessError(f"mmssr: {name}={getattr(self, name)} is none of {', '.join(values)}.")
+        if not 0 <= self.threshold < 5:
+            raise HarnessError(
+                f"mmssr: threshold={self.threshold} leaves all scores or none: give one from 0, below 5."
+            )
         object.__setattr__(self, "teaching", _numbers(self.teaching))
         for capability in self.capabilities:
             if capability not in CAPABILITIES:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from harness.api import Features, PassContext, Selector
+from harness.errors import HarnessError
 from harness.keys import digest
 from harness.pool import Pool
 from harness.registry import configured, feature_pass, selector, selector_names, selector_spec
@@ -173,6 +175,38 @@ def test_a_selector_says_what_it_is(name: str) -> None:
     assert cls.Config.__doc__
     assert selector_spec(name, {}).distribution
     assert sys.modules[cls.__module__].__doc__
+
+
+OPEN = {
+    "model",
+    "embedding_model",
+    "complexity",
+    "quality",
+    "scorer",
+    "styler",
+    "labels",
+    "prompts",
+    "conversation",
+}
+OPEN |= {"targets", "warm_up"}
+"""Settings with which users name what is theirs: models, files, pools and shares."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_setting_with_a_choice_refuses_what_is_none(name: str, tmp_path: Path) -> None:
+    """By the selector or by a pass it needs: before anything runs, and never as the default by another name."""
+    cls = selector(name).cls
+    given = needed(name, tmp_path, ["a"])
+    for field in fields(cls.Config):
+        if isinstance(field.default, str) and field.name not in OPEN:
+            with pytest.raises(HarnessError, match=r"no such value is n(one of|either)"):
+                configure(cls, {**given, field.name: "no such value"})
+
+
+def configure(cls: type[Selector], settings: dict[str, Any]) -> None:
+    """A selector and the passes it needs, as a plan reads them."""
+    for ref in cls(configured(cls, settings)).needs():
+        configured(feature_pass(ref.name).cls, ref.config)
 
 
 CERTAIN = {"el2n", "full", "length", "random", "random_stratified"}

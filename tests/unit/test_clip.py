@@ -208,6 +208,17 @@ def test_the_score_is_the_cosine_whatever_the_lengths(pool: Pool) -> None:
         assert kept.positions.tolist() == [2, 3]
 
 
+def test_what_disagrees_is_ranked_too(pool: Pool) -> None:
+    """Hessel's score is `2.5 * max(cos, 0)`: ranked by that, all below zero would be equal."""
+    cosine = np.full(N, np.nan, dtype=np.float32)
+    cosine[:4] = [-0.3, -0.1, 0.2, -0.2]
+    chosen = ClipScore(ClipScoreConfig())
+    features = {"clip": {"cosine": cosine}}
+    for seed in range(5):
+        kept = chosen.select(pool, chosen.score(pool, features), features, 4, seed)
+        assert kept.positions.tolist() == [2, 1, 3, 0]
+
+
 def test_failures_have_reasons_and_shift_nothing(folder: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()

@@ -335,7 +335,14 @@ def test_the_pass_gets_what_was_set() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"variant": "fixed"}, {"inside": "first"}, {"temperature": 0.0}, {"clusters": -1}, {"iterations": 0}],
+    [
+        {"variant": "fixed"},
+        {"inside": "first"},
+        {"temperature": 0.0},
+        {"clusters": -1},
+        {"iterations": 0},
+        {"mask": 5.0},
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(HarnessError, match=next(iter(settings))):

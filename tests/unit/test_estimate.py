@@ -222,6 +222,21 @@ def test_a_pass_with_a_view_of_its_own_is_estimated_so(tmp_path: Path, pool: Poo
     assert square.tokens < whole.tokens
 
 
+def test_a_gradient_is_three_forwards_and_questions_are_tokens(tmp_path: Path, pool: Pool, model: Path) -> None:
+    """6 operations a weight and token; about 300 tokens are asked of every sample and answered."""
+    empty = Store(tmp_path).create()
+    forward, gradients, asked = (
+        seconds(empty, features(pool, model, name)).work for name in ("forward", "gradients", "mmssr")
+    )
+    assert forward is not None
+    assert gradients is not None
+    assert asked is not None
+    assert gradients.tokens == forward.tokens
+    assert gradients.flops == pytest.approx(3 * forward.flops)
+    assert asked.tokens == pytest.approx(forward.tokens + 300 * N)
+    assert asked.flops == pytest.approx(2 * 1000 * asked.tokens)
+
+
 @pytest.mark.parametrize("name", loadable_selectors())
 def test_every_pass_of_a_selector_has_an_estimate_however_much_of_a_picture_it_shows(
     tmp_path: Path, pool: Pool, name: str

@@ -267,6 +267,9 @@ def test_every_source_its_own_bucket(tmp_path: Path) -> None:
         ({"capabilities": [A, A]}, "name each once"),
         ({"teaching": {"epochs": "two"}}, "no mapping to numbers"),
         ({"teaching": [4]}, "no mapping to numbers"),
+        ({"threshold": 5}, "from 0, below 5"),
+        ({"threshold": -1}, "from 0, below 5"),
+        ({"threshold": float("nan")}, "from 0, below 5"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], hint: str) -> None:

@@ -242,6 +242,14 @@ def test_a_warm_up_of_unknown_fields_is_refused(cell: Cell, monkeypatch: pytest.
         planned(cell, monkeypatch, wrong)
 
 
+def test_two_models_with_one_tokenizer_share_what_the_tokenizer_says_and_no_losses(cell: Cell) -> None:
+    """A checkpoint after single-image SFT differs from the one before in nothing but its weights."""
+    after = replace(cell, backbone=replace(TINY, revision="r2"))
+    read = make_plan([replace(c, selector=selector_spec("length", {})) for c in (cell, after)])
+    judged = make_plan([replace(c, selector=selector_spec("ppl_mid", {})) for c in (cell, after)])
+    assert [kinds(plan)["features"] for plan in (read, judged)] == [1, 2]
+
+
 def test_a_pass_may_run_over_another_pool(cell: Cell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Target tasks: the same checkpoint, other samples."""
     targets = write_pool(tmp_path / "targets", 7)
