@@ -13,6 +13,7 @@ import pytest
 from harness.plan import Plan
 from harness.schedule import RunResult
 from harness.sweep import Sweep
+from tests.bench.picks import Truth
 from tests.selections import carry_out, failures, part_of, planned
 
 pytestmark = pytest.mark.e2e
@@ -23,8 +24,10 @@ SMALL = [f"pool.miniworld={N}", "suite.only=[mini_short]", "evaluation.limit=8"]
 TEACHING = ["selector.teaching.global_batch=4", "selector.teaching.learning_rate=1e-3"]
 SMALLER = {"mmssr_mini": ["selector.lessons=12", "selector.zeros=all", *TEACHING]}
 """What of a row's own settings would take long, or teaches nothing in so few steps, for this test alone."""
-FILLED_UP = ("deita", "mmssr")
-"""Rows whose budget may not fill by itself: a filter of copies, and a scorer that was taught next to nothing."""
+FILLED_UP = "mmssr"
+"""The row whose budget may not fill by itself: its scorer was taught next to nothing."""
+THIN = ("deita", "coincide")
+"""Rows that promise to keep few copies of one original."""
 TRAINED = "deita"
 """The row that is also trained and evaluated, at the smaller budget."""
 
@@ -92,8 +95,22 @@ def test_every_selector_had_something_to_say_of_nearly_every_sample(ran: Ran) ->
     for cell_plan in ran.sweep.plan.cells:
         said = card(ran, cell_plan.select)
         assert said.get("n_nan", 0) < N / 20, cell_plan.cell.label
-        if cell_plan.cell.selector.name not in FILLED_UP:
+        if cell_plan.cell.selector.name != FILLED_UP:
             assert said.get("n_topup", 0) == 0, cell_plan.cell.label
+
+
+def test_who_promises_to_thin_out_copies_does(ran: Ran) -> None:
+    """Deita's threshold and the size of COINCIDE's clusters belong to the shipped backbone and this world."""
+    asked = [c for c in ran.sweep.plan.cells if not c.cell.baseline and c.cell.budget.label == "30%"]
+    truth = Truth.of(asked[0].cell.pool)
+    copied = np.isin(truth.family, truth.family[truth.defect == "duplicate"])
+
+    def copies(select: str) -> float:
+        kept = np.load(ran.sweep.store.by_key("select", select).out / "positions.npy")
+        return float(np.unique(truth.family[kept][copied[kept]], return_counts=True)[1].mean())
+
+    by_row = {c.cell.selector.name: copies(c.select) for c in asked}
+    assert all(by_row[name] < by_row["random"] for name in THIN), by_row
 
 
 def test_one_cell_was_trained_and_evaluated(ran: Ran) -> None:

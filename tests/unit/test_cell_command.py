@@ -147,7 +147,7 @@ def test_methods_have_titles_of_their_own(folder: Path) -> None:
 
     assert titled("{}") == titled("{el2n: EL2N}") == {}
     named = titled(r"{deita: Deita, coincide: COINCIDE, coincide\(clusters\=3\): 'COINCIDE, 3 clusters'}")
-    deita, coincide, three = "deita(threshold=0.97)", "coincide", "coincide(clusters=3)"
+    deita, coincide, three = "deita(threshold=0.985)", "coincide", "coincide(clusters=3)"
     assert named == {deita: "Deita", coincide: "COINCIDE", three: "COINCIDE, 3 clusters"}
     with pytest.raises(HarnessError, match=r"coincide and coincide\(clusters=3\) would have the same title"):
         titled("{coincide: COINCIDE}")
