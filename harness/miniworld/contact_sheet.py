@@ -9,12 +9,13 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.miniworld.build import draw_picture, draw_pool
 from harness.miniworld.sources import SOURCES, Sample
 
-CELL: Final = (232, 190)
+CELL: Final = (250, 216)
 COLUMNS: Final = 5
 ZOOM: Final = 2
 FAMILIES: Final = ("charts_qa", "shapes_qa", "print_qa")
@@ -41,15 +42,30 @@ def _cell(page: Image.Image, at: tuple[int, int], sample: Sample) -> None:
         image = drawn[0]
         page.paste(image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST), at)
     lines = [line for t in sample.turns for part in (t.text, f"> {t.answer}") for line in part.split("\n")]
-    text = "\n".join(w for line in lines for w in textwrap.wrap(line, 40))
+    text = "\n".join(w for line in lines for w in textwrap.wrap(line, 38))
     ImageDraw.Draw(page).text(
-        (x, y + 48 * ZOOM + 2), text, fill="black", font=ImageFont.load_default(10), spacing=1
+        (x, y + 48 * ZOOM + 2), text, fill="black", font=ImageFont.load_default(12), spacing=0
     )
 
 
 def by_source(pool: Sequence[Sample]) -> Image.Image:
-    """Sound samples of every source."""
-    return sheet([(name, [s for s in pool if s.source == name and not s.defect]) for name in SOURCES])
+    """Sound samples of every source, each as unlike those before it as there is one."""
+    return sheet([(name, _varied([s for s in pool if s.source == name and not s.defect])) for name in SOURCES])
+
+
+def _varied(samples: Sequence[Sample]) -> list[Sample]:
+    chosen: list[Sample] = []
+    rest, seen = list(samples), set[tuple[str, object]]()
+    while rest and len(chosen) < COLUMNS:
+        chosen.append(rest.pop(int(np.argmax([len(_traits(s) - seen) for s in rest]))))
+        seen |= _traits(chosen[-1])
+    return chosen
+
+
+def _traits(sample: Sample) -> set[tuple[str, object]]:
+    """What tells conversations apart at a glance: turns, kind of picture, and how the first question ends."""
+    asked = sample.turns[0].text.split("\n")[0]
+    return {("turns", len(sample.turns)), ("picture", type(sample.shown)), ("ends", asked.split()[-1])}
 
 
 def by_defect(pool: Sequence[Sample]) -> Image.Image:

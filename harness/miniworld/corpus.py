@@ -60,7 +60,7 @@ _KINDS: Final = {"Shapes": "shapes", "Chart": "bars", "Print": "print", "Table":
 
 
 def captioned(scene: Scene) -> list[Fragment]:
-    """What the backbones hear of: all but bars and their heights, which are left for SFT to teach."""
+    """What the backbones hear of: not the heights of bars nor the highest, which are left for SFT to teach."""
     return fragments(scene)[:1] if isinstance(scene, Chart) else fragments(scene)
 
 

@@ -21,9 +21,11 @@ from typing import Any, Final
 
 from harness.files import private
 from harness.keys import digest
-from harness.miniworld.architecture import SIZES, build_untrained, described
+from harness.miniworld.architecture import PATCH, SIZES, TILE, build_untrained, described
 from harness.miniworld.corpus import captioned, overview, region_caption
 from harness.miniworld.midstage import TOLD, WEIGHTS, Batch, draw_batch, draw_scene, draw_tagged
+from harness.miniworld.regions import tags
+from harness.miniworld.render import picture
 from harness.miniworld.tagged import TaggedPictures, TaggedTower, features, misfit
 from harness.miniworld.tokenizer import words
 from llava_train.tiles import Geometry
@@ -96,7 +98,7 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     tokenizer = AutoProcessor.from_pretrained(out).tokenizer
     geometry = Geometry.from_config(model.config)
-    so_far: dict[str, Any] = {"seed": recipe.seed, "architecture": described(name)}
+    so_far: dict[str, Any] = {"seed": recipe.seed, "architecture": described(name), "pictures": shown(recipe)}
 
     def beside(what: str) -> Path:
         so_far[what] = asdict(getattr(recipe, what))
@@ -121,8 +123,18 @@ def train(name: str, out: Path, recipe: Midstage) -> None:
 
 
 def made_by(name: str, recipe: Midstage) -> dict[str, Any]:
-    """What decides about weights: architecture, recipe, and what is heard."""
-    return {"architecture": described(name), "recipe": asdict(recipe), **heard(recipe)}
+    """What decides about weights: architecture, recipe, what is shown and what is heard."""
+    return {"architecture": described(name), "recipe": asdict(recipe), "pictures": shown(recipe), **heard(recipe)}
+
+
+def shown(recipe: Midstage) -> str:
+    """Digest of pictures that a seed draws, and of their tags."""
+    rng, one = Random(recipe.seed), Geometry(tile=TILE, patch=PATCH, pinpoints=((TILE, TILE),))
+    found: list[Any] = []
+    for scene in (draw_scene(rng) for _ in range(200)):
+        image, data = picture(scene, rng, "pool")
+        found += [data.hex(), tags(scene, image.width, one).tolist()]
+    return digest(found)
 
 
 def heard(recipe: Midstage) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import pytest
 
 from harness import cli, registry
 from harness.conformance import BEHAVIOUR, STATIC, check_selector, settings_of
+from harness.conformance_world import World
 from harness.errors import HarnessError
-from harness.miniworld import ensure_pool
+from harness.miniworld import ensure_pool, truth_file
 from harness.pool import open_pool
-from harness.registry import selector_names
+from harness.registry import selector_names, selector_spec
 from tests.selector_settings import needed
 
 SAMPLES = 60
@@ -75,6 +76,14 @@ def problems(chosen: str, folder: Path, samples: int = SAMPLES, **config: Any) -
     assert len(names) == len(set(names))
     assert names == [*STATIC, "it runs", *BEHAVIOUR] or "it runs" in [v.promise for v in verdicts if v.problem]
     return {v.promise: v.problem for v in verdicts if v.problem}
+
+
+def test_no_selector_can_look_up_what_is_wrong(tmp_path: Path) -> None:
+    """Neither the truth table nor the teachers' labels, which give most of it away, is there to be read."""
+    world = World.make(tmp_path, selector_spec("random", {}), 60)
+    pool = Path(world.pool.path)
+    assert not truth_file(pool).exists()
+    assert [p.name for p in pool.parent.iterdir()] == [pool.name]
 
 
 @pytest.mark.parametrize("name", selector_names())
