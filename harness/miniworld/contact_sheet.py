@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.miniworld.build import draw_picture, draw_pool
@@ -57,8 +56,10 @@ def _varied(samples: Sequence[Sample]) -> list[Sample]:
     chosen: list[Sample] = []
     rest, seen = list(samples), set[tuple[str, object]]()
     while rest and len(chosen) < COLUMNS:
-        chosen.append(rest.pop(int(np.argmax([len(_traits(s) - seen) for s in rest]))))
-        seen |= _traits(chosen[-1])
+        newest = max(rest, key=lambda s: len(_traits(s) - seen))
+        chosen.append(newest)
+        rest.remove(newest)
+        seen |= _traits(newest)
     return chosen
 
 

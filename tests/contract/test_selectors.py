@@ -177,18 +177,8 @@ def test_a_selector_says_what_it_is(name: str) -> None:
     assert sys.modules[cls.__module__].__doc__
 
 
-OPEN = {
-    "model",
-    "embedding_model",
-    "complexity",
-    "quality",
-    "scorer",
-    "styler",
-    "labels",
-    "prompts",
-    "conversation",
-}
-OPEN |= {"targets", "warm_up"}
+MODELS = {"model", "embedding_model", "complexity", "quality", "scorer", "styler"}
+OPEN = {*MODELS, "labels", "prompts", "conversation", "targets", "warm_up"}
 """Settings with which users name what is theirs: models, files, pools and shares."""
 
 

@@ -79,6 +79,8 @@ def test_ties_are_broken_by_seed_and_not_by_place(tmp_path: Path) -> None:
     assert ranked(pool, flat, 0).tolist() != list(range(50))
     assert ranked(pool, flat, 0).tolist() != ranked(pool, flat, 1).tolist()
     assert ranked(pool, flat, 0, tie="index").tolist() == list(range(50))
+    with pytest.raises(ValueError, match="not by 'lowest'"):
+        ranked(pool, flat, 0, tie="lowest")
     with_nan = np.arange(50.0)
     with_nan[7] = np.nan
     assert ranked(pool, with_nan, 0)[-1] == 7
