@@ -37,7 +37,7 @@ def documents(task: str, questions: str) -> list[Document]:
 
 
 _LEFT_OUT: Final = {"ocr": ("digit",), "short": ("count",)}
-"""Skills a task does not ask about, since `tiny` has learnt them from one sample in twenty."""
+"""Skills a task does not ask about, since one sample in twenty teaches `tiny` most of them (docs/miniworld.md)."""
 
 
 def _asked(task: str, scene: Scene, rng: Random) -> list[Question]:
